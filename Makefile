@@ -1,0 +1,31 @@
+# Every verb a developer or CI uses. `make demo` and `make test` need Python 3.11, make and the package registry only.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install demo lint types test e2e clean
+
+install: $(STAMP)
+
+# gluoncv pulls opencv-python into the folder of opencv-python-headless; the headless one,
+# which needs no libGL, is written again last, and `import cv2` is tried.
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mxnet,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps 'opencv-python-headless<5'
+	$(BIN)/python -c 'import cv2'
+	@touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,6 @@
+"""Make `python -m model_archiver` the same as the installed `model-archiver` command."""
+
+from model_archiver.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="model-archiver")

@@ -1,0 +1,173 @@
+"""MAR-INF/MANIFEST.json: its keys, its order when written, and the checks that let others trust its types.
+
+Apart from `archive` because a folder and an HTTP answer hold the same manifest as a zip.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MANIFEST_NAME = "MAR-INF/MANIFEST.json"
+MAX_MANIFEST_BYTES = 1024 * 1024
+
+
+class ManifestError(ValueError):
+    """The text is no manifest that a server could use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestModel:
+    """The `model` object; what is None was not stated."""
+
+    name: str | None = None
+    handler: str | None = None
+    description: str | None = None
+    version: str | None = None
+    extensions: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestEngine:
+    """The `engine` object: the framework that the model was made for."""
+
+    name: str
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestPublisher:
+    """The `publisher` object."""
+
+    author: str | None = None
+    email: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One manifest; `raw` is the object exactly as parsed, which handlers see as `context.manifest`."""
+
+    runtime: str = "python"
+    model: ManifestModel = ManifestModel()
+    engine: ManifestEngine | None = None
+    publisher: ManifestPublisher | None = None
+    description: str | None = None
+    license: str | None = None
+    model_server_version: str | None = "1.0"
+    implementation_version: str | None = "1.0"
+    specification_version: str | None = "1.0"
+    raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, text: bytes | str) -> "Manifest":
+        """Read a manifest; keys that are missing or null take their defaults, unknown ones stay in `raw`.
+
+        Raises:
+            ManifestError: over 1 MiB, not JSON, not an object, or a known key of the wrong type.
+        """
+        raw = _load(text)
+        model = _object(raw, "model")
+        return cls(
+            runtime=_text(raw, "runtime") or "python",
+            model=ManifestModel(
+                name=_text(model, "modelName", of="model."),
+                handler=_text(model, "handler", of="model."),
+                description=_text(model, "description", of="model."),
+                version=_version(model, "modelVersion", of="model."),
+                extensions=_object(model, "extensions", of="model.") or None,
+            ),
+            engine=_engine(raw),
+            publisher=_publisher(raw),
+            description=_text(raw, "description"),
+            license=_text(raw, "license"),
+            model_server_version=_version(raw, "modelServerVersion"),
+            implementation_version=_version(raw, "implementationVersion"),
+            specification_version=_version(raw, "specificationVersion"),
+            raw=raw,
+        )
+
+    def to_json(self) -> str:
+        """Write the manifest in model-archiver's order and indentation; what was not stated is left out."""
+        model = {
+            "modelName": self.model.name,
+            "handler": self.model.handler,
+            "description": self.model.description,
+            "modelVersion": self.model.version,
+            "extensions": self.model.extensions,
+        }
+        engine = self.engine and {"engineName": self.engine.name, "engineVersion": self.engine.version}
+        publisher = self.publisher and {"author": self.publisher.author, "email": self.publisher.email}
+        document = {
+            "runtime": self.runtime,
+            "model": _stated(model),
+            "engine": engine and _stated(engine),
+            "publisher": publisher and _stated(publisher),
+            "description": self.description,
+            "license": self.license,
+            "modelServerVersion": self.model_server_version,
+            "implementationVersion": self.implementation_version,
+            "specificationVersion": self.specification_version,
+        }
+        return json.dumps(_stated(document), indent=2)
+
+
+def _stated(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def _load(text: bytes | str) -> dict[str, Any]:
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"The manifest is larger than {MAX_MANIFEST_BYTES} bytes.")
+    try:
+        raw = json.loads(text)
+        # The parser lets NaN and lone surrogates through; they would break whoever writes them again.
+        json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as err:
+        raise ManifestError(f"The manifest is not valid JSON: {err}.") from err
+    if not isinstance(raw, dict):
+        raise ManifestError("The manifest is not a JSON object.")
+    return raw
+
+
+def _object(parent: Mapping[str, Any], key: str, *, of: str = "") -> dict[str, Any]:
+    value = parent.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ManifestError(f"The manifest's {of}{key} is not an object.")
+    return value
+
+
+def _text(parent: Mapping[str, Any], key: str, *, of: str = "") -> str | None:
+    value = parent.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ManifestError(f"The manifest's {of}{key} is not a string.")
+    return value
+
+
+def _version(parent: Mapping[str, Any], key: str, *, of: str = "") -> str | None:
+    value = parent.get(key)
+    # Versions are often written by hand as numbers, and multi-model-server takes them.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return _text(parent, key, of=of)
+
+
+def _engine(raw: Mapping[str, Any]) -> ManifestEngine | None:
+    if raw.get("engine") is None:
+        return None
+    engine = _object(raw, "engine")
+    name = _text(engine, "engineName", of="engine.")
+    if name is None:
+        raise ManifestError("The manifest's engine has no engineName.")
+    return ManifestEngine(name=name, version=_version(engine, "engineVersion", of="engine."))
+
+
+def _publisher(raw: Mapping[str, Any]) -> ManifestPublisher | None:
+    if raw.get("publisher") is None:
+        return None
+    publisher = _object(raw, "publisher")
+    return ManifestPublisher(
+        author=_text(publisher, "author", of="publisher."),
+        email=_text(publisher, "email", of="publisher."),
+    )
