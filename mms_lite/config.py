@@ -1,0 +1,424 @@
+"""Every option of the server, once: its field, default, meaning, property key and flag.
+
+Reads config.properties as Java does and lays file, command line and environment over the defaults. The
+command line, the MMS_* variables and docs/configuration.md all derive from the table `OPTIONS`.
+"""
+
+# ruff: noqa: RUF009 - `_option` returns a dataclasses.field
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mms_lite.errors import ConfigError
+from mms_lite.properties import parse_properties
+
+T = TypeVar("T")
+
+MINUTES_KEY = "default_response_timeout"
+SECONDS_KEY = "default_response_timeout_seconds"
+ENABLE_KEY = "enable_envvars_config"
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen: scheme, host and port, or for scheme `unix` the path of a socket."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str, *, http_port: int = 80, https_port: int = 443) -> Address:
+        """Return the address that `(http|https)://HOST[:PORT]` or `unix:/PATH` spells.
+
+        Beyond MMS: IPv6 literals in brackets, a trailing slash, ports 0 and 32767 to 65535.
+
+        Raises:
+            ConfigError: the text is no address or the port is over 65535.
+        """
+        text = text.strip()
+        if match := re.fullmatch(r"unix:(/.+)", text, re.IGNORECASE):
+            return cls("unix", "", 0, match[1])
+        pattern = r"(https?)://(?:\[([^\]]+)\]|([^\s:/^\[\]]+))(?::([0-9]+))?/?"
+        match = re.fullmatch(pattern, text, re.IGNORECASE)
+        if match is None or (match[2] and not _is_ipv6(match[2])):
+            raise ConfigError(f"Invalid binding address: {text}")
+        scheme = match[1].lower()
+        digits = match[4] or str(https_port if scheme == "https" else http_port)
+        if len(digits.lstrip("0")) > 5 or int(digits) > 65535:
+            raise ConfigError(f"Invalid port number: {text}")
+        return cls(scheme, match[2] or match[3], int(digits))
+
+    def __str__(self) -> str:
+        if self.scheme == "unix":
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _integer(text: str) -> int:
+    # The word of Java's Integer.parseInt, which scripts may look for. Blanks around are ours to forgive.
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip()):
+        raise ConfigError(f'For input string: "{text}"')
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[+-]?[0-9]{1,10}(\.[0-9]{1,9})?", text.strip()):
+        raise ConfigError(f'For input string: "{text}"')
+    return float(text)
+
+
+def _switch(text: str) -> bool:
+    return text.lower() == "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an option's text means: a word for the documentation, and the parser."""
+
+    word: str
+    parse: Callable[[str], object]
+
+
+TEXT = Kind("text", str)
+PATH = Kind("path", Path)
+INTEGER = Kind("integer", _integer)
+BYTES = Kind("bytes", _integer)
+SECONDS = Kind("seconds", _seconds)
+SWITCH = Kind("true or false", _switch)
+INFERENCE = Kind("address", Address.parse)
+MANAGEMENT = Kind("address", partial(Address.parse, http_port=8081, https_port=8444))
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table. `flag` and `env` are "" where the option cannot be set in that way.
+
+    A field of Config gives what differs from the rule; `OPTIONS` fills in the rest.
+    """
+
+    kind: Kind
+    doc: str
+    key: str = ""
+    flag: str | None = None
+    env: str | None = None
+    minimum: float | None = None
+    name: str = ""
+    default: object = None
+
+
+def _option(default: T, kind: Kind, doc: str, minimum: float | None = None, **names: str) -> T:
+    return field(default=default, metadata={"option": Option(kind, doc, minimum=minimum, **names)})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one server. Relative paths are relative to the server's working directory."""
+
+    inference_address: Address = _option(
+        Address("http", "127.0.0.1", 8080), INFERENCE, "Where the inference API listens."
+    )
+    management_address: Address = _option(
+        Address("http", "127.0.0.1", 8081), MANAGEMENT, "Where the management API listens; may be the same."
+    )
+    model_store: Path | None = _option(None, PATH, "Folder of the model archives.")
+    load_models: str = _option(
+        "", TEXT, "Load at start: `ALL` in model_store, or `[name=]location,...`", flag="--models"
+    )
+    default_workers_per_model: int = _option(
+        0, INTEGER, "Workers where none are asked for; 0: one per GPU, else per CPU.", minimum=0
+    )
+    response_timeout_s: float = _option(
+        120.0, SECONDS, "How long one batch may run in a worker.", minimum=0.1, key=SECONDS_KEY
+    )
+    load_timeout_s: float = _option(600.0, SECONDS, "How long a worker may take to load.", minimum=1)
+    job_queue_size: int = _option(100, INTEGER, "Requests that may wait per model; more: 503.", minimum=1)
+    max_request_size: int = _option(6_553_500, BYTES, "Largest request body (MMS API).", minimum=1)
+    max_response_size: int = _option(6_553_500, BYTES, "Largest response body (MMS API).", minimum=1)
+    max_frame_bytes: int = _option(GIB, BYTES, "Largest message between server and worker.", minimum=1)
+    max_bytes_in_flight: int = _option(GIB, BYTES, "Largest sum of all request bodies held.", minimum=1)
+    drain_timeout_s: float = _option(30.0, SECONDS, "How long a stop waits for open requests.", minimum=0)
+    start_timeout_s: float = _option(
+        300.0, SECONDS, "How long `--start` waits until ready.", flag="--start-timeout", minimum=1
+    )
+    number_of_gpu: int | None = _option(None, INTEGER, "GPUs to use at most; unset: all.", minimum=0)
+    decode_input_request: bool = _option(True, SWITCH, "Decode text and JSON; false: handlers get bytes.")
+    default_service_handler: str | None = _option(None, TEXT, "`module:function` for models that name none.")
+    unregister_model_timeout_s: float = _option(
+        120.0, SECONDS, "How long a model's workers may take to stop.", 0, key="unregister_model_timeout"
+    )
+    strict: bool = _option(False, SWITCH, "End with exit code 3 when any model fails to load at start.")
+    log_location: Path = _option(Path("logs"), PATH, "Folder of the log files.", env="LOG_LOCATION")
+    metrics_location: Path = _option(Path("logs"), PATH, "Folder of metrics files.", env="METRICS_LOCATION")
+    temp_directory: Path | None = _option(None, PATH, "Folder for extracted archives; unset: the system's.")
+    enable_envvars_config: bool = _option(
+        False, SWITCH, "Let MMS_* variables override the rest; in the file only.", flag="", env=""
+    )
+
+    @property
+    def shares_listener(self) -> bool:
+        """Whether one listener serves both APIs. Port 0 twice means two free ports."""
+        return self.inference_address == self.management_address and self.inference_address.port != 0
+
+    @classmethod
+    def load(
+        cls, file: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str]
+    ) -> LoadedConfig:
+        """Return the configuration: defaults < file < overrides < environment, as in MMS.
+
+        `overrides` are the command line's, by field name: text or the field's type; None is not set.
+
+        Raises:
+            ConfigError: the file cannot be read, or a value cannot be used.
+        """
+        notes: list[str] = []
+        settings = _file_settings(file, environ, notes)
+        enabled = ENABLE_KEY in settings and _switch(settings[ENABLE_KEY].text)
+        settings.update(_override_settings(overrides))
+        settings.update(_environ_settings(environ, enabled, notes))
+        _resolve_response_timeout(settings, notes)
+        values: dict[str, Any] = {}
+        origins = {}
+        for option in OPTIONS:
+            setting = settings.get(option.key)
+            values[option.name] = option.default if setting is None else _value(option, setting, notes)
+            origins[option.name] = "default" if setting is None else setting.origin
+        return LoadedConfig(cls(**values), origins, tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A configuration, where each value came from (by field name), and what the log should tell of it.
+
+    An origin is "default", "file PATH", "command line" or "environment NAME".
+    """
+
+    config: Config
+    origins: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def _options() -> Iterator[Option]:
+    for entry in fields(Config):
+        row: Option = entry.metadata["option"]
+        key = row.key or entry.name
+        flag = "--" + key.replace("_", "-") if row.flag is None else row.flag
+        env = "MMS_" + key.upper() if row.env is None else row.env
+        yield replace(row, key=key, flag=flag, env=env, name=entry.name, default=entry.default)
+
+
+OPTIONS: tuple[Option, ...] = tuple(_options())
+NOT_YET = (
+    "blacklist_env_vars", "certificate_file", "cors_allowed_headers", "cors_allowed_methods",
+    "cors_allowed_origin", "debug", "keystore", "keystore_pass", "keystore_type", "metric_time_interval",
+    "preload_model", "private_key_file",
+)  # fmt: skip
+JAVA_ONLY = (
+    "async_logging", "io_ratio", "model_server_home", "netty_client_threads", "number_of_netty_threads",
+    "plugins_path", "prefer_direct_buffer", "use_native_io", "vmargs", "NUM_WORKERS", "PYTHON_EXECUTABLE",
+)  # fmt: skip
+KNOWN_KEYS = (*(option.key for option in OPTIONS), MINUTES_KEY, *NOT_YET, *JAVA_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    value: object
+    origin: str
+
+    @property
+    def text(self) -> str:
+        return str(self.value)
+
+
+def find_config_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
+    """Return the properties file to read: MMS_CONFIG_FILE, else `--mms-config`, else ./config.properties.
+
+    The first two are returned unseen: the command line refuses a missing `--mms-config`, and
+    `Config.load` goes on without a missing MMS_CONFIG_FILE, as MMS does, but leaves a note.
+    """
+    named = environ.get("MMS_CONFIG_FILE") or flag
+    default = Path("config.properties")
+    if named:
+        return Path(named)
+    return default if default.is_file() else None
+
+
+def _file_settings(file: Path | None, environ: Mapping[str, str], notes: list[str]) -> dict[str, _Setting]:
+    if file is None:
+        return {}
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        notes.append(f"configuration file not found, going on without it: {file}")
+        return {}
+    except OSError as err:
+        raise ConfigError(f"cannot read {file}: {err.strerror}") from err
+    # A byte order mark is how an editor says UTF-8; Java would take it for a part of the first key.
+    marked = data.startswith(b"\xef\xbb\xbf")
+    entries = parse_properties(data.decode("utf-8-sig" if marked else "latin-1", "replace"))
+    known, settings = {*(option.key for option in OPTIONS), MINUTES_KEY}, {}
+    for key, value in entries.items():
+        text = re.sub(r"\$\$([^$]{2,})\$\$", partial(_environ_value, environ), value)
+        if key in known:
+            settings[key] = _Setting(text, f"file {file}")
+        elif note := _unused_note(key, text):
+            notes.append(f"{note} (file {file})")
+    return settings
+
+
+def _environ_value(environ: Mapping[str, str], match: re.Match[str]) -> str:
+    if match[1] not in environ:
+        raise ConfigError(f"Invalid Environment Variable {match[1]}")
+    return environ[match[1]]
+
+
+def _unused_note(key: str, text: str) -> str:
+    if key in JAVA_ONLY:
+        return f"{key} concerns Java only, ignored"
+    if key in NOT_YET:
+        # `preload_model=false` and the like ask for what happens anyway.
+        return "" if text.strip().lower() in ("", "false") else f"accepted, not implemented yet: {key}"
+    near = difflib.get_close_matches(key, KNOWN_KEYS, 1)
+    return f"unknown key: {key}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _override_settings(overrides: Mapping[str, object]) -> dict[str, _Setting]:
+    keys = {option.name: option.key for option in OPTIONS}
+    if unknown := overrides.keys() - keys.keys():
+        raise ConfigError(f"unknown option: {', '.join(sorted(unknown))}")
+    return {
+        keys[name]: _Setting(value, "command line") for name, value in overrides.items() if value is not None
+    }
+
+
+def _environ_settings(environ: Mapping[str, str], enabled: bool, notes: list[str]) -> dict[str, _Setting]:
+    keys = {option.env: option.key for option in OPTIONS if option.env}
+    keys["MMS_" + MINUTES_KEY.upper()] = MINUTES_KEY
+    unused = {"MMS_" + key.upper(): key for key in NOT_YET}
+    settings = {}
+    for name, text in environ.items():
+        origin = f"environment {name}"
+        if name in ("LOG_LOCATION", "METRICS_LOCATION"):  # MMS reads these two always
+            if text:
+                settings[keys[name]] = _Setting(text, origin)
+        elif name not in keys and name not in unused:
+            near = difflib.get_close_matches(name, keys, 1, 0.9) if name.startswith("MMS_") else []
+            notes.extend(f"unknown {origin}; did you mean {known}?" for known in near)
+        elif not enabled:
+            notes.append(f"{origin} is ignored: no file says {ENABLE_KEY}=true")
+        elif name in keys:
+            settings[keys[name]] = _Setting(text, origin)
+        elif note := _unused_note(unused[name], text):
+            notes.append(f"{note} ({origin})")
+    return settings
+
+
+def _resolve_response_timeout(settings: dict[str, _Setting], notes: list[str]) -> None:
+    # As in MMS: seconds win over minutes wherever either was set, and negative seconds mean not set.
+    minutes, seconds = settings.pop(MINUTES_KEY, None), settings.get(SECONDS_KEY)
+    if seconds is not None and seconds.text.strip().startswith("-"):
+        del settings[SECONDS_KEY]
+        seconds = None
+    if minutes is None:
+        return
+    if seconds is not None:
+        notes.append(f"{MINUTES_KEY} is ignored: {SECONDS_KEY} is set ({seconds.origin})")
+        return
+    count = _parsed(MINUTES_KEY, minutes, _integer)
+    timeout_s = count * 60.0
+    settings[SECONDS_KEY] = _Setting(timeout_s, minutes.origin)
+    notes.append(
+        f"{MINUTES_KEY} counts minutes, as in MMS: {count} is {timeout_s:g} s ({minutes.origin});"
+        f" {SECONDS_KEY} counts seconds"
+    )
+
+
+def _parsed(key: str, setting: _Setting, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(setting.text)
+    except ConfigError as err:
+        raise ConfigError(f"{err.message} ({key}, {setting.origin})") from err
+
+
+def _value(option: Option, setting: _Setting, notes: list[str]) -> object:
+    value, where = setting.value, f"({option.key}, {setting.origin})"
+    if isinstance(value, str):
+        if option.kind in (TEXT, PATH) and not value:
+            return option.default
+        if option.kind in (TEXT, PATH) and value != value.rstrip():
+            notes.append(f"the value ends in a blank, which is kept {where}")
+        if option.kind is SWITCH and value.lower() not in ("true", "false"):
+            notes.append(f'"{value}" is neither true nor false and counts as false {where}')
+        value = _parsed(option.key, setting, option.kind.parse)
+    if option.minimum is not None and isinstance(value, int | float) and value < option.minimum:
+        raise ConfigError(f"{option.key} must be at least {option.minimum:g}, not {value} ({setting.origin})")
+    return value
+
+
+PAGE = """\
+<!-- python -m mms_lite.config > docs/configuration.md -->
+# Configuration
+
+`config.properties` has the syntax of Java properties; `$$NAME$$` in a value stands for an environment
+variable. The file is the one that MMS_CONFIG_FILE names, else `--mms-config`, else `./config.properties`.
+Relative paths are relative to the server's working directory.
+
+The file overrides the defaults, the command line the file, and `MMS_*` variables override both, but only if
+the file says `enable_envvars_config=true`. LOG_LOCATION and METRICS_LOCATION always count. A value that can
+not be used ends the start with `Invalid configuration: ...` and exit code 1; an unknown key gives a warning.
+
+Addresses are `http://HOST:PORT`, `https://HOST:PORT` (an IPv6 HOST in brackets) or `unix:/PATH`; port 0 takes
+a free port. When both APIs have the same address, one listener serves both.
+
+| key | default | type | meaning | command line | environment |
+|---|---|---|---|---|---|
+{rows}
+
+`default_response_timeout` is read too: it counts **minutes**, as in MMS, and gives way to
+`default_response_timeout_seconds`.
+
+Keys of MMS that are accepted but have no effect yet: {not_yet}.
+
+Keys of MMS that concern Java only and are ignored: {java_only}.
+"""
+
+
+def render_markdown() -> str:
+    """Return docs/configuration.md."""
+    rows = []
+    for option in OPTIONS:
+        default = f"{option.default:g}" if isinstance(option.default, float) else str(option.default or "")
+        if option.kind is SWITCH or option.default == 0:
+            default = str(option.default).lower()
+        cells = [_code(option.key), _code(default), option.kind.word, option.doc]
+        rows.append(f"| {' | '.join([*cells, _code(option.flag), _code(option.env)])} |")
+    unused = {"not_yet": ", ".join(map(_code, NOT_YET)), "java_only": ", ".join(map(_code, JAVA_ONLY))}
+    return PAGE.format(rows="\n".join(rows), **unused)
+
+
+def _code(text: str | None) -> str:
+    return f"`{text}`" if text else ""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_markdown())

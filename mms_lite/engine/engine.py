@@ -1,0 +1,255 @@
+"""The verbs of the server: what every front end calls, and all that it may call.
+
+Front ends hand in the types of `mms_lite.types` and get them back; they see no queue, worker or file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+from mms_lite.engine.launcher import Launcher
+from mms_lite.engine.model import Model
+from mms_lite.engine.registry import Registry
+from mms_lite.engine.repository.mar import MarRepository
+from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
+from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus, VersionState
+from mms_lite.wire import Item, Outcome
+
+_MAX_WORKERS = 1024
+
+_log = logging.getLogger("mms_lite.engine")
+
+
+class Engine:
+    """All loaded models behind one set of verbs. Lives on one event loop."""
+
+    def __init__(
+        self,
+        repository: MarRepository,
+        launcher: Launcher,
+        *,
+        cores: int,
+        drain_s: float = 30.0,
+        unload_s: float = 120.0,
+    ) -> None:
+        self._repository = repository
+        self._launcher = launcher
+        self._cores = cores
+        self._drain_s = drain_s  # what open requests have when the server stops
+        self._unload_s = unload_s  # and when one model goes
+        self._registry = Registry()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._starting = False
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Return a model's one answer. A caller that is cancelled cancels the request.
+
+        Raises:
+            ServingError: no such model, no room, no time, or what the model failed with.
+        """
+        return await self._find(request).submit(request).answer()
+
+    async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
+        """Yield a model's answers as they come; leaving early cancels the request.
+
+        Raises:
+            ServingError: as `infer`.
+        """
+        job = self._find(request).submit(request)
+        async with contextlib.aclosing(job.answers()) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def load(self, options: LoadOptions) -> ModelStatus:
+        """Load a version of a model and return its status once it is ready (`wait`), else at once.
+
+        A model of the start-up list stays registered when it fails, so that `describe` can say why.
+
+        Raises:
+            ServingError: it cannot be found, read or started, or its name and version are taken.
+        """
+        spec = await asyncio.to_thread(self._repository.read, options)
+        try:
+            if spec.min_workers > _MAX_WORKERS:
+                raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
+            if options.replace and self._registry.has(spec.name, spec.version):
+                return await self._replace(spec)
+            model = self._model(spec)
+            self._registry.add(model, set_default=options.set_default)
+        except BaseException:
+            await asyncio.to_thread(self._repository.discard, spec)
+            raise
+        if options.wait:
+            await self._start(model, keep=options.at_startup)
+        else:
+            self._background(self._start(model, keep=True))
+        return self._status(model)
+
+    async def scale(
+        self, name: str, min_workers: int, max_workers: int, *, version: str | None = None, wait: bool = True
+    ) -> ModelStatus:
+        """Change the number of workers of a version, the default one if none is named.
+
+        Raises:
+            InvalidRequest: the numbers make no sense.
+            ModelNotFound: there is no such model.
+            LoadError: no worker could load the model.
+        """
+        if max_workers < min_workers:
+            raise InvalidRequest("max_worker cannot be less than min_worker.")
+        if not 0 <= min_workers <= max_workers <= _MAX_WORKERS:
+            raise InvalidRequest(f"a model has between 0 and {_MAX_WORKERS} workers")
+        model = self._registry.get(name, version)
+        scaling = model.scale(min_workers, max_workers)
+        if wait:
+            await scaling
+        else:
+            self._background(self._logged(scaling, name))
+        return self._status(model)
+
+    async def unload(self, name: str, version: str | None = None) -> None:
+        """Unload one version, or all: new requests find nothing, those that wait are answered first.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+        """
+        models = [self._registry.get(name, version)] if version else self._registry.versions(name)
+        for model in models:
+            self._registry.remove(model)
+        await asyncio.gather(*(self._close(model, self._unload_s) for model in models))
+
+    def describe(self, name: str, version: str | None = None) -> ModelStatus:
+        """Describe a version, the default one if none is named.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+        """
+        return self._status(self._registry.get(name, version))
+
+    def models(self) -> list[ModelStatus]:
+        """Describe every version of every model, sorted by name."""
+        return [self._status(model) for model in self._registry.list()]
+
+    def has_version(self, name: str, version: str) -> bool:
+        """Tell whether this version of this model is loaded."""
+        return self._registry.has(name, version)
+
+    def health(self) -> tuple[int, int]:
+        """Return how many workers there should be and how many have their model loaded."""
+        models = self._registry.list()
+        return sum(m.spec.min_workers for m in models), sum(m.ready_workers for m in models)
+
+    def ready(self) -> bool:
+        """Tell whether every model is ready and the server takes requests."""
+        return not self._draining and all(m.state is VersionState.READY for m in self._registry.list())
+
+    async def start(
+        self, load_models: list[LoadOptions], told: Callable[[str, ServingError | None], None]
+    ) -> int:
+        """Load the start-up models side by side; return how many failed.
+
+        `told` is called with each model as it is ready, or with why it is not. Until all are, an unknown
+        model is "not ready" rather than "not found".
+        """
+
+        async def one(options: LoadOptions) -> bool:
+            error: ServingError | None = None
+            name = options.name or options.url
+            try:
+                name = (await self.load(options)).spec.name
+            except ServingError as failure:
+                error = failure
+                _log.warning("Failed to load model: %s: %s", options.url, failure.message)
+            except Exception as failure:
+                error = ServingError(f"{type(failure).__name__}: {failure}")
+                _log.exception("Failed to load model: %s", options.url)
+            told(name, error)
+            return error is not None
+
+        self._starting = True
+        try:
+            return sum(await asyncio.gather(*(one(options) for options in load_models)))
+        finally:
+            self._starting = False
+
+    async def close(self) -> None:
+        """Drain and unload everything."""
+        self._draining = True
+        models = self._registry.list()
+        await asyncio.gather(*(self._close(model, self._drain_s) for model in models))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _find(self, request: InferRequest) -> Model:
+        try:
+            return self._registry.get(request.model, request.version)
+        except ModelNotFound as error:
+            if self._starting:
+                raise ModelNotReady("the server is still loading its models") from error
+            raise
+
+    def _model(self, spec: ModelSpec) -> Model:
+        return Model(spec, self._launcher, cores=self._cores, call=self._call)
+
+    async def _replace(self, spec: ModelSpec) -> ModelStatus:
+        model = self._model(spec)
+        try:
+            await model.scale(spec.min_workers, spec.max_workers)
+        except BaseException:
+            await model.close(drain_s=0)
+            raise
+        old = self._registry.swap(model)
+        if old is not None:
+            await self._close(old, self._unload_s)
+        return self._status(model)
+
+    async def _start(self, model: Model, *, keep: bool) -> None:
+        spec = model.spec
+        try:
+            await model.scale(spec.min_workers, spec.max_workers)
+            _log.info("Model %s loaded.", spec.name)
+        except ServingError:
+            if not keep:
+                self._registry.remove(model)
+                await self._close(model, 0.0)
+                raise
+            if spec.at_startup:
+                raise
+
+    async def _close(self, model: Model, drain_s: float) -> None:
+        await model.close(drain_s=drain_s)
+        await asyncio.to_thread(self._repository.discard, model.spec)
+        _log.info("Model %s unregistered.", model.spec.name)
+
+    async def _call(self, item: Item) -> Outcome:
+        """Infer for a worker that asks another model; it waits for room, as the server's own requests do."""
+        model = self._find(item.request)
+        answer = await (await model.submit_when_room(item.request)).answer()
+        return Outcome(
+            item.job_id,
+            outputs=answer.outputs,
+            status=answer.status,
+            reason=answer.reason,
+            headers=answer.headers,
+            parameters=answer.parameters,
+        )
+
+    def _status(self, model: Model) -> ModelStatus:
+        return model.status(is_default=self._registry.is_default(model))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _logged(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        try:
+            await work
+        except ServingError as error:
+            _log.warning("Model %s: %s", name, error.message)

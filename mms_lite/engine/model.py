@@ -1,0 +1,108 @@
+"""A loaded version of a model: a queue of jobs and a pool of workers that empty it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from mms_lite.engine.batcher import Job, JobQueue
+from mms_lite.engine.launcher import Launcher
+from mms_lite.engine.pool import Call, WorkerPool
+from mms_lite.errors import LoadError, ModelNotReady, ServingError
+from mms_lite.types import InferRequest, ModelSpec, ModelStatus, VersionState
+
+_POLL_S = 0.02
+
+
+class Model:
+    """One version of a model. It answers while it is READY, also with workers that are being restarted."""
+
+    def __init__(self, spec: ModelSpec, launcher: Launcher, *, cores: int, call: Call) -> None:
+        self.spec = spec
+        self.state = VersionState.LOADING
+        self.failure: ServingError | None = None
+        self._queue = JobQueue(
+            spec.queue_size, batch_size=spec.batch_size, max_batch_delay_ms=spec.max_batch_delay_ms
+        )
+        self._pool = WorkerPool(spec, self._queue, launcher=launcher, cores=cores, call=call)
+
+    @property
+    def ready_workers(self) -> int:
+        """How many workers have the model loaded now."""
+        return self._pool.ready
+
+    async def scale(self, min_workers: int, max_workers: int) -> None:
+        """Bring the number of workers between the two and wait until the new ones have loaded or failed.
+
+        Raises:
+            LoadError, OutOfMemory: no worker could load the model.
+        """
+        self.spec = replace(self.spec, min_workers=min_workers, max_workers=max_workers)
+        if self.state is VersionState.FAILED:
+            self.state = VersionState.LOADING
+        await self._pool.scale(min_workers, max_workers)
+        await self._pool.settled()
+        if self.state is VersionState.UNLOADING:
+            raise ModelNotReady(f"model {self.spec.name} is being unloaded")
+        self.failure = self._pool.failure
+        self.state = VersionState.FAILED if self.failure is not None else VersionState.READY
+        if self.failure is not None:
+            raise self.failure
+
+    def submit(self, request: InferRequest) -> Job:
+        """Queue a request, or refuse at once.
+
+        Raises:
+            ModelNotReady, QueueFull, InvalidRequest: as the queue.
+        """
+        self._check()
+        job = Job(request, self.spec.version)
+        self._queue.put(job)
+        return job
+
+    async def submit_when_room(self, request: InferRequest) -> Job:
+        """Queue a request that the server itself makes, waiting for room until its deadline.
+
+        Raises:
+            ModelNotReady, DeadlineExceeded, InvalidRequest: as the queue.
+        """
+        self._check()
+        job = Job(request, self.spec.version)
+        await self._queue.put_when_room(job)
+        return job
+
+    async def close(self, *, drain_s: float) -> None:
+        """Refuse new requests, answer what waits within `drain_s`, then end the workers."""
+        self.state = VersionState.UNLOADING
+        loop = asyncio.get_running_loop()
+        until = loop.time() + drain_s
+        # Draining is rare: two counters looked at now and then, rather than an event on every answer's path.
+        while (self._queue.depth or self._pool.in_flight) and self._pool.live and loop.time() < until:
+            await asyncio.sleep(_POLL_S)
+        self._queue.close(ModelNotReady(f"model {self.spec.name} is being unloaded"))
+        await self._pool.stop(grace_s=max(0.0, until - loop.time()))
+
+    def status(self, *, is_default: bool) -> ModelStatus:
+        """Describe the version as it is now."""
+        failure = self._pool.failure or self.failure
+        state = VersionState.FAILED if failure and self.state is VersionState.READY else self.state
+        return ModelStatus(
+            spec=self.spec,
+            state=state,
+            is_default=is_default,
+            detail=failure.message if failure is not None else None,
+            workers=tuple(self._pool.workers()),
+            queue_depth=self._queue.depth,
+            in_flight=self._pool.in_flight,
+        )
+
+    def _check(self) -> None:
+        name = self.spec.name
+        if self.state is VersionState.LOADING and not self._pool.ready:
+            raise ModelNotReady(f"model {name} is loading")
+        if self.state is VersionState.UNLOADING:
+            raise ModelNotReady(f"model {name} is being unloaded")
+        if not self._pool.live:
+            failure = self._pool.failure or self.failure
+            why = f"failed: {failure.message}" if isinstance(failure, LoadError) else "has no workers"
+            raise ModelNotReady(f"model {name} {why}", no_workers=True)

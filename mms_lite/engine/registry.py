@@ -1,0 +1,86 @@
+"""What is loaded: name -> versions -> model, and which version answers when none is named."""
+
+from __future__ import annotations
+
+from mms_lite.engine.model import Model
+from mms_lite.errors import ModelConflict, ModelNotFound, VersionNotFound
+
+
+class Registry:
+    """The loaded models. Pure bookkeeping: nothing here waits or runs."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[str, Model]] = {}
+        self._defaults: dict[str, str] = {}
+
+    def add(self, model: Model, *, set_default: bool = False) -> None:
+        """Add a version; the first of a name becomes the default.
+
+        Raises:
+            ModelConflict: this version of this name is there.
+        """
+        name, version = model.spec.name, model.spec.version
+        if version in self._models.get(name, {}):
+            raise ModelConflict(f"Model {name} is already registered.", name=name, version=version)
+        self._put(model, set_default=set_default)
+
+    def swap(self, model: Model) -> Model | None:
+        """Put a version in the place of the one with its name and version, which is returned."""
+        old = self._models.get(model.spec.name, {}).get(model.spec.version)
+        self._put(model, set_default=False)
+        return old
+
+    def get(self, name: str, version: str | None = None) -> Model:
+        """Return a version, or the default one.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            raise ModelNotFound(f"Model not found: {name}", name=name)
+        if version is None:
+            return versions[self._defaults[name]]
+        if version not in versions:
+            raise VersionNotFound(f"Model not found: {name}, version {version}", name=name, version=version)
+        return versions[version]
+
+    def has(self, name: str, version: str) -> bool:
+        """Tell whether this version of this name is loaded."""
+        return version in self._models.get(name, {})
+
+    def is_default(self, model: Model) -> bool:
+        """Tell whether this version answers when none is named."""
+        return self._defaults.get(model.spec.name) == model.spec.version
+
+    def versions(self, name: str) -> list[Model]:
+        """Return all versions of a name, in order of loading.
+
+        Raises:
+            ModelNotFound: the name is not there.
+        """
+        self.get(name)
+        return list(self._models[name].values())
+
+    def remove(self, model: Model) -> None:
+        """Take a version out; a default that goes hands over to the version loaded last."""
+        name, version = model.spec.name, model.spec.version
+        versions = self._models.get(name, {})
+        if versions.get(version) is not model:
+            return
+        del versions[version]
+        if not versions:
+            del self._models[name]
+            del self._defaults[name]
+        elif self._defaults[name] == version:
+            self._defaults[name] = next(reversed(versions))
+
+    def list(self) -> list[Model]:
+        """Return every version of every model, sorted by name."""
+        return [model for name in sorted(self._models) for model in self._models[name].values()]
+
+    def _put(self, model: Model, *, set_default: bool) -> None:
+        name, version = model.spec.name, model.spec.version
+        self._models.setdefault(name, {})[version] = model
+        if set_default or name not in self._defaults:
+            self._defaults[name] = version

@@ -1,0 +1,159 @@
+"""The vocabulary that every layer shares: tensors, requests, responses, and what a model is made of.
+
+Standard library only: these types also live in workers that have no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+BYTES = "BYTES"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A named array, or one raw part of a request (datatype BYTES, a bytearray, with its content type).
+
+    `datatype` is a KServe v2 name ("FP32", "INT64", ..., "BYTES"). `data` is a buffer of the array's bytes
+    in C order: a `bytearray` for a raw part, else anything with the buffer protocol. It is never reused.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: Any
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One client's question. `deadline` is in `time.monotonic()` seconds, or None for no limit."""
+
+    id: str
+    model: str
+    version: str | None = None
+    inputs: Sequence[Tensor] = ()
+    outputs: Sequence[str] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Sequence[tuple[str, str]] = ()
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferResponse:
+    """One answer. `status` and `reason` are what the handler chose, `headers` what it added."""
+
+    id: str
+    model: str
+    version: str
+    outputs: Sequence[Tensor] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    headers: Sequence[tuple[str, str]] = ()
+    status: int = 200
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Everything needed to load one version of a model.
+
+    `path` is the folder with the model's files. `owns_path` says that the folder was made for this load
+    and is deleted when the version is unloaded. `devices` are GPU ids, dealt to workers in turn; empty
+    means CPU. `python` is the interpreter of the workers; None means the server's own.
+    """
+
+    name: str
+    version: str
+    path: str
+    url: str = ""
+    handler: str = ""
+    backend: str = "mms"
+    owns_path: bool = False
+    batch_size: int = 1
+    max_batch_delay_ms: int = 0
+    min_workers: int = 1
+    max_workers: int = 1
+    queue_size: int = 100
+    response_timeout_s: float = 120.0
+    load_timeout_s: float = 600.0
+    devices: tuple[int, ...] = ()
+    python: str | None = None
+    runtime: str = "python"
+    isolate_failures: bool = True
+    decode_input_request: bool = True
+    at_startup: bool = False
+    manifest: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What a user says when a model is to be loaded; None leaves it to the archive or the configuration.
+
+    `url` is a path relative to the model store. With `replace`, a loaded version of the same name and
+    version is drained once the new one is ready. `wait=False` loads in the background.
+    """
+
+    url: str
+    name: str | None = None
+    version: str | None = None
+    handler: str | None = None
+    runtime: str | None = None
+    batch_size: int = 1
+    max_batch_delay_ms: int = 0
+    workers: int | None = None
+    response_timeout_s: float | None = None
+    replace: bool = False
+    set_default: bool = False
+    wait: bool = True
+    at_startup: bool = False
+
+
+class WorkerState(Enum):
+    """Where a worker is in its life."""
+
+    STARTING = "STARTING"
+    READY = "READY"
+    BUSY = "BUSY"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+class VersionState(Enum):
+    """Where a loaded version of a model is in its life."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What `describe` tells of one worker. `memory_bytes` is the resident size, 0 where unknown."""
+
+    id: str
+    state: WorkerState
+    pid: int | None
+    started_at: float
+    restarts: int
+    memory_bytes: int
+    device: int | None
+    last_exit: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """What `describe` tells of one version of a model. `detail` says why it is FAILED."""
+
+    spec: ModelSpec
+    state: VersionState
+    is_default: bool
+    detail: str | None
+    workers: tuple[WorkerStatus, ...]
+    queue_depth: int
+    in_flight: int

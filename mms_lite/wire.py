@@ -1,0 +1,253 @@
+"""How requests and answers become frames and come back: the one place that knows a frame's meta block.
+
+Hot fields are struct-packed and strings go as one NUL-joined block; rare fields are one JSON blob that is
+empty on the hot path. Times cross as remaining milliseconds, never as clock readings.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mms_lite.errors import InvalidRequest, ServingError, from_wire
+from mms_lite.transport import Buffer, Frame, ProtocolError
+from mms_lite.types import InferRequest, Tensor
+
+_COUNT = struct.Struct("!I")
+_JOB = struct.Struct(
+    "!QqIIII"
+)  # job, remaining ms (-1: no limit), tensors, shape bytes, string bytes, JSON bytes
+_OUTCOME = struct.Struct(
+    "!QIBHIIII"
+)  # job, seq, final, status (0: error), tensors, shape, string, JSON bytes
+_IDS = struct.Struct("!Q")
+
+
+@dataclass(slots=True)
+class Item:
+    """One request of a batch as the worker sees it. `remaining_ms` is the client's wish, or None."""
+
+    job_id: int
+    remaining_ms: int | None
+    request: InferRequest
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a worker says of one job: outputs and what the handler chose, or an error."""
+
+    job_id: int
+    outputs: Sequence[Tensor] = ()
+    status: int = 200
+    reason: str = ""
+    headers: Sequence[tuple[str, str]] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    error: ServingError | None = None
+    seq: int = 0
+    final: bool = True
+
+
+def _pack_strings(strings: list[str]) -> bytes:
+    block = "\0".join(strings)
+    if block.count("\0") != len(strings) - 1:
+        raise InvalidRequest("a name, header or identifier contains a NUL character")
+    return block.encode("utf-8", "surrogateescape")
+
+
+def _unpack_strings(block: bytes) -> list[str]:
+    return block.decode("utf-8", "surrogateescape").split("\0")
+
+
+def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
+    flat: list[int] = []
+    for tensor in tensors:
+        flat.append(len(tensor.shape))
+        flat.extend(tensor.shape)
+    return struct.pack(f"!{len(flat)}q", *flat)
+
+
+def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
+    flat = struct.unpack(f"!{len(block) // 8}q", block)
+    shapes, at = [], 0
+    while at < len(flat):
+        rank = flat[at]
+        shapes.append(flat[at + 1 : at + 1 + rank])
+        at += 1 + rank
+    return shapes
+
+
+def _pack_json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() if value else b""
+
+
+def _tensor_strings(tensors: Sequence[Tensor]) -> list[str]:
+    return [s for t in tensors for s in (t.name, t.datatype, t.content_type)]
+
+
+def _tensors(strings: list[str], shapes: list[tuple[int, ...]], buffers: Sequence[bytearray]) -> list[Tensor]:
+    return [
+        Tensor(strings[3 * i], strings[3 * i + 1], shape, buffers[i], strings[3 * i + 2])
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def _pairs(flat: list[str]) -> list[tuple[str, str]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def encode_item(item: Item) -> tuple[bytes, list[Buffer]]:
+    """Return one request's part of a BATCH frame's meta block, and its buffers.
+
+    Raises:
+        InvalidRequest: a string of the request cannot cross.
+    """
+    request = item.request
+    rare: dict[str, Any] = {}
+    if request.outputs is not None:
+        rare["outputs"] = list(request.outputs)
+    if request.parameters:
+        rare["parameters"] = dict(request.parameters)
+    strings = [request.id, request.model, request.version or "", *_tensor_strings(request.inputs)]
+    for pair in request.headers:
+        strings.extend(pair)
+    names, shapes, extra = _pack_strings(strings), _pack_shapes(request.inputs), _pack_json(rare)
+    remaining = -1 if item.remaining_ms is None else max(0, item.remaining_ms)
+    head = _JOB.pack(item.job_id, remaining, len(request.inputs), len(shapes), len(names), len(extra))
+    return head + shapes + names + extra, [t.data for t in request.inputs]
+
+
+def join_batch(parts: Sequence[tuple[bytes, list[Buffer]]]) -> tuple[bytes, list[Buffer]]:
+    """Join what `encode_item` made into one BATCH frame's meta block and buffers."""
+    meta = _COUNT.pack(len(parts)) + b"".join([m for m, _ in parts])
+    return meta, [b for _, buffers in parts for b in buffers]
+
+
+def decode_batch(frame: Frame) -> list[Item]:
+    """Read a BATCH frame.
+
+    Raises:
+        ProtocolError: the meta block is not one.
+    """
+    try:
+        return _decode_items(frame)
+    except (struct.error, ValueError, IndexError) as error:
+        raise ProtocolError(f"malformed BATCH frame: {error}") from error
+
+
+def _decode_items(frame: Frame) -> list[Item]:
+    meta, buffers = frame.meta, frame.buffers
+    (count,) = _COUNT.unpack_from(meta)
+    at, used, items = _COUNT.size, 0, []
+    for _ in range(count):
+        job_id, remaining, tensor_count, shape_bytes, string_bytes, json_bytes = _JOB.unpack_from(meta, at)
+        at += _JOB.size
+        shapes = _unpack_shapes(meta[at : at + shape_bytes])
+        at += shape_bytes
+        strings = _unpack_strings(meta[at : at + string_bytes])
+        at += string_bytes
+        rare = json.loads(meta[at : at + json_bytes]) if json_bytes else {}
+        at += json_bytes
+        request = InferRequest(
+            id=strings[0],
+            model=strings[1],
+            version=strings[2] or None,
+            inputs=_tensors(strings[3:], shapes, buffers[used : used + tensor_count]),
+            outputs=rare.get("outputs"),
+            parameters=rare.get("parameters", {}),
+            headers=_pairs(strings[3 + 3 * tensor_count :]),
+        )
+        used += tensor_count
+        items.append(Item(job_id, None if remaining < 0 else remaining, request))
+    return items
+
+
+def encode_outcome(outcome: Outcome) -> tuple[bytes, list[Buffer]]:
+    """Return an OUTCOME frame's meta block and buffers."""
+    rare = dict(outcome.error.to_wire()) if outcome.error is not None else dict(outcome.parameters)
+    strings = [outcome.reason, *_tensor_strings(outcome.outputs)]
+    for pair in outcome.headers:
+        strings.extend(pair)
+    names, shapes, extra = _pack_strings(strings), _pack_shapes(outcome.outputs), _pack_json(rare)
+    status = 0 if outcome.error is not None else outcome.status
+    head = _OUTCOME.pack(
+        outcome.job_id,
+        outcome.seq,
+        outcome.final,
+        status,
+        len(outcome.outputs),
+        len(shapes),
+        len(names),
+        len(extra),
+    )
+    return head + shapes + names + extra, [t.data for t in outcome.outputs]
+
+
+def decode_outcome(frame: Frame) -> Outcome:
+    """Read an OUTCOME frame.
+
+    Raises:
+        ProtocolError: the meta block is not one.
+    """
+    meta = frame.meta
+    try:
+        job_id, seq, final, status, count, shape_bytes, string_bytes, json_bytes = _OUTCOME.unpack_from(meta)
+        at = _OUTCOME.size
+        shapes = _unpack_shapes(meta[at : at + shape_bytes])
+        at += shape_bytes
+        strings = _unpack_strings(meta[at : at + string_bytes])
+        at += string_bytes
+        rare = json.loads(meta[at : at + json_bytes]) if json_bytes else {}
+        if status == 0:
+            return Outcome(job_id, error=from_wire(rare), seq=seq, final=bool(final))
+        return Outcome(
+            job_id,
+            outputs=_tensors(strings[1:], shapes, frame.buffers),
+            status=status,
+            reason=strings[0],
+            headers=_pairs(strings[1 + 3 * count :]),
+            parameters=rare,
+            seq=seq,
+            final=bool(final),
+        )
+    except (struct.error, ValueError, IndexError) as error:
+        raise ProtocolError(f"malformed OUTCOME frame: {error}") from error
+
+
+def encode_json(value: Mapping[str, Any]) -> bytes:
+    """Return the meta block of a frame whose meta is one JSON object (LOAD, LOADED, METRICS)."""
+    return json.dumps(value).encode()
+
+
+def decode_json(frame: Frame) -> dict[str, Any]:
+    """Read a JSON meta block.
+
+    Raises:
+        ProtocolError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(frame.meta)
+    except ValueError as error:
+        raise ProtocolError(f"malformed {frame.kind.name} frame: {error}") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(f"malformed {frame.kind.name} frame: not an object")
+    return value
+
+
+def encode_ids(job_ids: Iterable[int]) -> bytes:
+    """Return the meta block of a STARTED or CANCEL frame."""
+    return b"".join(map(_IDS.pack, job_ids))
+
+
+def decode_ids(frame: Frame) -> list[int]:
+    """Read the meta block of a STARTED or CANCEL frame.
+
+    Raises:
+        ProtocolError: the length is not a multiple of an id's.
+    """
+    try:
+        return [n for (n,) in _IDS.iter_unpack(frame.meta)]
+    except struct.error as error:
+        raise ProtocolError(f"malformed {frame.kind.name} frame: {error}") from error

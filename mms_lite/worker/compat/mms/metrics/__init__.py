@@ -1,0 +1,1 @@
+"""mms.metrics: see mms_lite.worker.metrics_store."""

@@ -1,0 +1,1 @@
+"""mms.model_service: base classes of services written for MMS 0.x."""

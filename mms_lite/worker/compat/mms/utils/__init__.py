@@ -1,0 +1,1 @@
+"""mms.utils: small functions that MMS handlers import."""

@@ -1,0 +1,1 @@
+"""mms.utils.mxnet: images, scores and sentences with MXNet arrays. mxnet is imported when used."""

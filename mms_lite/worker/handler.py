@@ -1,0 +1,276 @@
+"""How user code is called: find its entry, build `data`, call `handle(data, context)`, check its answer.
+
+One bad item fails alone: when a batch fails, each of its items is run once by itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mms_lite.errors import HandlerError, InvalidRequest, LoadError, OutOfMemory, ServingError
+from mms_lite.types import BYTES, InferRequest, Tensor
+from mms_lite.wire import Item, Outcome
+from mms_lite.worker.context import Context, PredictionException
+
+_RESCUES_BEFORE_WARNING = 3
+MMS_VERSION = "1.1.11"  # the version of MMS whose behaviour handlers see
+
+Started = Callable[[Iterable[int]], None]
+Emit = Callable[[Iterable[Outcome]], None]
+Entry = Callable[[Any, Context], Any]
+
+
+def load(settings: dict[str, Any], call: Callable[[InferRequest], Outcome]) -> MmsHandler:
+    """Load the model that the LOAD frame's `settings` describe.
+
+    Raises:
+        LoadError: the entry point cannot be found.
+        Exception: whatever the user's code raises.
+    """
+    path = settings["path"]
+    context = Context(
+        settings["name"], path, settings["manifest"], settings["batch_size"], settings["device"], MMS_VERSION
+    )
+    entry = _entry_point(settings["handler"], path, context)
+    return MmsHandler(
+        entry,
+        context,
+        name=settings["handler"],
+        isolate=settings["isolate_failures"],
+        decode=settings["decode_input_request"],
+    )
+
+
+def _entry_point(handler: str, path: str, context: Context) -> Entry:
+    """Import the handler's module and initialise it (MMS: `module[:function]`, or the module's one class)."""
+    file, _, function = handler.partition(":")
+    module = _import(file, path)
+    entry = getattr(module, function or "handle", None)
+    if entry is not None and not inspect.isclass(entry):
+        entry(None, context)  # MMS's convention: a first call without data loads the model
+        return entry  # type: ignore[no-any-return]
+    cls = entry if entry is not None else _only_class(module, handler, function or "handle")
+    service: Any = cls()
+    for method in ("initialize", "handle"):
+        if not callable(getattr(service, method, None)):
+            raise LoadError(f"class {cls.__name__} of handler {handler} has no method {method!r}")
+    service.initialize(context)
+    return service.handle  # type: ignore[no-any-return]
+
+
+def _only_class(module: Any, handler: str, function: str) -> Any:
+    own = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__]
+    if len(own) != 1:
+        names = ", ".join(sorted(c.__name__ for c in own)) or "none"
+        raise LoadError(
+            "Expected only one class in custom service code or a function entry point: "
+            f"{handler} has no function {function!r}, and these classes: {names}"
+        )
+    return own[0]
+
+
+def _import(file: str, path: str) -> Any:
+    """Import a handler's module: its file in the model's folder if there is one, else by name."""
+    stem = file[:-3] if file.endswith(".py") else file
+    name = stem.replace("\\", "/").rsplit("/", 1)[-1]
+    source = os.path.join(path, stem + ".py")
+    if not os.path.isfile(source):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise LoadError(
+                f"the handler's module {name!r} is neither in the archive nor installed"
+            ) from error
+    if name in sys.modules:
+        name = f"handler_{name}"  # a model may name its file as the standard library names a module
+    spec = importlib.util.spec_from_file_location(name, source)
+    if spec is None or spec.loader is None:
+        raise LoadError(f"the handler {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class MmsHandler:
+    """A loaded model with MMS's calling convention: a list of dicts in, a list as long out."""
+
+    def __init__(self, entry: Entry, context: Context, *, name: str, isolate: bool, decode: bool) -> None:
+        self._entry = entry
+        self._context = context
+        self._name = name
+        self._isolate = isolate
+        self._decode = decode
+        self._rescued = 0  # batches in a row that had to be taken apart
+        self._metrics = [context.metrics]  # of each call since they were last taken; the first is the load
+
+    def run(self, items: list[Item], started: Started, emit: Emit) -> None:
+        """Run a batch and emit one final outcome for each item."""
+        good: list[tuple[Item, dict[str, Any]]] = []
+        for item in items:
+            try:
+                good.append((item, self._data(item.request)))
+            except InvalidRequest as error:
+                emit([Outcome(item.job_id, error=error)])
+        if not good:
+            return
+        try:
+            emit(self._attempt(good))
+            self._rescued = 0
+            return
+        except ServingError as error:
+            if len(good) == 1 or not self._isolate or isinstance(error, OutOfMemory):
+                emit([Outcome(item.job_id, error=error) for item, _ in good])
+                return
+        for item, _ in good:
+            started([item.job_id])  # its own time-out
+            emit(self._alone(item))
+        self._count_rescue()
+
+    def metric_lines(self, now_s: float, hostname: str) -> list[str]:
+        """Return the metric lines of the calls since the last time, and forget them."""
+        stores, self._metrics = self._metrics, []
+        return [line for store in stores for line in store.lines(now_s, hostname)]
+
+    def close(self) -> None:
+        """Let go of the model, so that its destructors run while logging still works."""
+        del self._entry
+
+    def _alone(self, item: Item) -> list[Outcome]:
+        try:
+            return self._attempt([(item, self._data(item.request))])
+        except ServingError as error:
+            return [Outcome(item.job_id, error=error)]
+
+    def _count_rescue(self) -> None:
+        self._rescued += 1
+        if self._rescued == _RESCUES_BEFORE_WARNING:
+            print(
+                f"{self._rescued} batches in a row failed and were run again item by item: "
+                f"does the handler {self._name} work with batches?",
+                file=sys.stderr,
+            )
+
+    def _attempt(self, batch: list[tuple[Item, dict[str, Any]]]) -> list[Outcome]:
+        """Call the handler once.
+
+        Raises:
+            ServingError: the call as a whole failed.
+        """
+        items = [item for item, _ in batch]
+        context = self._context
+        now = time.monotonic()
+        context.begin_batch(
+            [item.request.id for item in items],
+            [_headers(item.request) for item in items],
+            [None if item.remaining_ms is None else now + item.remaining_ms / 1000 for item in items],
+        )
+        self._metrics.append(context.metrics)
+        result = self._call([data for _, data in batch])
+        if not isinstance(result, list):
+            raise self._bad_answer(
+                "Invalid model predict output", f"returned {type(result).__name__}, not a list"
+            )
+        if len(result) != len(items):
+            raise self._bad_answer(
+                "number of batch response mismatched",
+                f"returned a list of {len(result)} for a batch of {len(items)}",
+            )
+        return [self._outcome(index, items[index].job_id, value) for index, value in enumerate(result)]
+
+    def _call(self, data: list[dict[str, Any]]) -> Any:
+        context = self._context
+        begin = time.perf_counter()
+        try:
+            result = self._entry(data, context)
+        except PredictionException as error:
+            raise HandlerError(str(error.message), status=_status(error.error_code)) from error
+        except MemoryError as error:
+            traceback.print_exc()
+            raise OutOfMemory("Out of resources") from error
+        except Exception as error:
+            traceback.print_exc()
+            raise HandlerError("Prediction failed") from error
+        context.metrics.add_time("PredictionTime", round((time.perf_counter() - begin) * 1000, 2))
+        return result
+
+    def _bad_answer(self, message: str, detail: str) -> HandlerError:
+        print(f"handler {self._name} {detail}", file=sys.stderr)
+        return HandlerError(message)
+
+    def _data(self, request: InferRequest) -> dict[str, Any]:
+        """Return what MMS handlers get for one request: a dict of its parts, decoded by content type.
+
+        Raises:
+            InvalidRequest: a part is not what its content type says.
+        """
+        return {part.name: self._value(part) for part in request.inputs}
+
+    def _value(self, part: Tensor) -> Any:
+        if part.datatype != BYTES or part.shape:
+            raise InvalidRequest(f"this model takes raw bodies, not tensors: {part.name!r}")
+        if not self._decode:
+            return part.data
+        kind = part.content_type
+        try:
+            if kind == "application/json":
+                return json.loads(part.data)
+            if kind.startswith("text"):
+                return part.data.decode("utf-8")
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"the body is declared as {kind} and is not: {error}") from error
+        return part.data
+
+    def _outcome(self, index: int, job_id: int, value: Any) -> Outcome:
+        try:
+            data, kind = _body(value)
+        except (TypeError, ValueError, RecursionError):
+            traceback.print_exc()
+            return Outcome(job_id, error=HandlerError("Unsupported model output data type."))
+        try:
+            status, reason, headers = self._context.response(index)
+        except ValueError as error:
+            traceback.print_exc()
+            return Outcome(job_id, error=HandlerError(f"Invalid response header: {error}"))
+        chosen = [value for name, value in headers if name.lower() == "content-type"]
+        return Outcome(
+            job_id,
+            outputs=[Tensor("body", BYTES, (), data, chosen[-1] if chosen else kind)],
+            status=_status(status, 200),
+            reason=reason,
+            headers=[(name, value) for name, value in headers if name.lower() != "content-type"],
+        )
+
+
+def _headers(request: InferRequest) -> list[tuple[str, Any]]:
+    """Return the headers that handlers see: as in MMS, first each part with its content type."""
+    parts = [(part.name, {"content-type": part.content_type}) for part in request.inputs]
+    return [*parts, *request.headers]
+
+
+def _body(value: Any) -> tuple[bytes | bytearray, str]:
+    if isinstance(value, (bytes, bytearray)):
+        return value, "application/octet-stream"
+    if isinstance(value, str):
+        return value.encode("utf-8"), "text/plain; charset=utf-8"
+    return json.dumps(value, indent=2).encode("utf-8"), "application/json"
+
+
+def _status(code: Any, default: int = 500) -> int:
+    """Return a handler's status code if HTTP can carry it."""
+    try:
+        number = int(code)
+    except (TypeError, ValueError):
+        return default
+    return number if 200 <= number <= 599 else default
