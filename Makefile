@@ -17,6 +17,11 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -c 'import cv2'
 	@touch $@
 
+# MODEL=squeezenet (5 MB, the default) or resnet50 (95 MB).
+MODEL ?= squeezenet
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(MODEL)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

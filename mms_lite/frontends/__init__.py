@@ -1,0 +1,1 @@
+"""The protocols: wire <-> InferRequest and InferResponse, and nothing else."""

@@ -1,0 +1,173 @@
+"""What HTTP adapters and protocols over HTTP share: requests, responses, limits, and an answer's bytes.
+
+Apart from the adapters so that a protocol knows no server library, and each rule about bytes exists once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from mms_lite.errors import ServingError
+
+Buffer = bytes | bytearray | memoryview
+
+JOIN_BYTES = 64 * 1024  # up to here head and body are copied into one write
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
+_NOT_A_NAME = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+# Ours, whatever a handler sets: the framing of the message, and what MMS puts on every response.
+_OWN_HEADERS = frozenset(
+    (
+        "x-request-id",
+        "pragma",
+        "cache-control",
+        "expires",
+        "content-length",
+        "connection",
+        "keep-alive",
+        "transfer-encoding",
+        "upgrade",
+        "trailer",
+    )
+)
+_COMMON_HEADERS = (
+    "Pragma: no-cache\r\n"
+    "Cache-Control: no-cache; no-store, must-revalidate, private\r\n"
+    "Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
+)
+
+_log = logging.getLogger("mms_lite.http")
+
+
+class Overloaded(ServingError, code="overloaded"):
+    """The bodies of all requests together are at max_bytes_in_flight."""
+
+    http = 503
+    grpc = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class RequestTimeout(ServingError, code="request_timeout"):
+    """The client stopped sending in the middle of its request."""
+
+    http = 408
+    grpc = "DEADLINE_EXCEEDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a client may send and be sent, and how long it may take. Sizes are bytes.
+
+    `keepalive_s` bounds both an idle connection and the time a request's head may take. After an answer to
+    a request that was not read to its end, the connection is drained of `linger_bytes` for `linger_s`.
+    """
+
+    max_request_size: int = 6_553_500
+    max_response_size: int = 6_553_500
+    max_bytes_in_flight: int = 1 << 30
+    max_line_size: int = 4096
+    max_header_size: int = 8192
+    idle_s: float = 60.0
+    keepalive_s: float = 75.0
+    linger_s: float = 5.0
+    linger_bytes: int = 64 << 20
+
+
+@dataclass(slots=True)
+class HttpRequest:
+    """A request as read. `raw_path` is the target as sent; `path` is decoded and without the query.
+
+    `headers` keep the client's spelling and order; `id` is ours; `remote` is host:port, or empty.
+    """
+
+    method: str
+    path: str
+    id: str = ""
+    raw_path: str = ""
+    query: Sequence[tuple[str, str]] = ()
+    headers: Sequence[tuple[str, str]] = ()
+    body: bytearray = field(default_factory=bytearray)
+    remote: str = ""
+
+    def header(self, name: str) -> str | None:
+        """Return the first header of this name in any letter case, or None; `name` is in lower case."""
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """An answer. An empty `reason` gets the standard one; the adapter adds length, id and common headers."""
+
+    status: int = 200
+    headers: Sequence[tuple[str, str]] = ()
+    body: Sequence[Buffer] = ()
+    reason: str = ""
+
+
+class HttpProtocol(Protocol):
+    """What an adapter serves. The engine is behind it; sockets are not its business."""
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer a request.
+
+        Raises:
+            ServingError: for `spell`.
+        """
+
+    def spell(self, error: ServingError, path: str) -> HttpResponse:
+        """Return the error as this protocol writes it; `path` is empty where none could be read."""
+
+
+def response_head(response: HttpResponse, request_id: str, *, keep_alive: bool, size: int | None) -> bytes:
+    """Return status line and headers; `size` is the content's length, None for a status without content.
+
+    What would break the message's framing is taken out of names, values and reason.
+    """
+    lines = []
+    for name, value in response.headers:
+        if name.lower() in _OWN_HEADERS:
+            continue
+        if not name or _NOT_A_NAME.search(name):
+            _log.warning("request %s: the response header %r has no valid name, left out", request_id, name)
+            continue
+        lines.append(f"{name}: {_CONTROL.sub(' ', value)}\r\n")
+    reason = _CONTROL.sub(" ", response.reason) or _PHRASES.get(response.status, "")
+    length = "" if size is None else f"Content-Length: {size}\r\n"
+    return (
+        f"HTTP/1.1 {response.status} {reason}\r\n{''.join(lines)}x-request-id: {request_id}\r\n"
+        f"{_COMMON_HEADERS}{length}Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+    ).encode("utf-8", "replace")
+
+
+def encode_response(
+    method: str, response: HttpResponse, request_id: str, *, keep_alive: bool
+) -> list[Buffer]:
+    """Return the bytes of a response: one piece for a small one, else its head and its parts."""
+    size = sum(map(len, response.body))
+    bodiless = response.status in (204, 304)
+    head = response_head(response, request_id, keep_alive=keep_alive, size=None if bodiless else size)
+    if bodiless or method == "HEAD" or not size:
+        return [head]
+    if size <= JOIN_BYTES:
+        return [b"".join((head, *response.body))]
+    return [head, *response.body]
+
+
+def split_target(target: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the decoded path and the query's pairs of a request's target, in origin or absolute form."""
+    if not target.startswith("/"):
+        absolute = urlsplit(target)
+        target = (absolute.path or "/") + (f"?{absolute.query}" if absolute.query else "")
+    path, _, query = target.partition("?")
+    if "%" in path:
+        path = unquote(path)
+    return path, parse_qsl(query, keep_blank_values=True) if query else []

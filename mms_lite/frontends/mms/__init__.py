@@ -1,0 +1,59 @@
+"""The API of awslabs/multi-model-server: which routes an address has, and how their errors are spelt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from mms_lite.engine.engine import Engine
+from mms_lite.errors import ServingError
+from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.mms.answers import method_not_allowed, resource_not_found, spell
+from mms_lite.frontends.mms.inference import Inference
+from mms_lite.frontends.mms.management import Management
+
+_Routes = Callable[[HttpRequest, list[str]], Awaitable[HttpResponse | None]]
+
+
+class MmsProtocol:
+    """One address's routes, asked in turn."""
+
+    def __init__(self, routes: Sequence[_Routes]) -> None:
+        self._routes = routes
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer a request; errors come back as responses."""
+        parts = request.path.rstrip("/").split("/")[1:]
+        if not parts or (parts[0] == "api-description" and len(parts) > 1):
+            return method_not_allowed()
+        try:
+            for routes in self._routes:
+                response = await routes(request, parts)
+                if response is not None:
+                    return response
+        except ServingError as error:
+            return spell(error)
+        return resource_not_found()
+
+    def spell(self, error: ServingError, path: str) -> HttpResponse:
+        """Return an error that came up outside of `handle`."""
+        return spell(error)
+
+
+def inference(engine: Engine, limits: Limits) -> MmsProtocol:
+    """Return the protocol of an inference address."""
+    return MmsProtocol([Inference(engine, max_response_size=limits.max_response_size).handle])
+
+
+def management(engine: Engine, limits: Limits, *, default_workers: int = 0) -> MmsProtocol:
+    """Return the protocol of a management address; `default_workers` is for registrations that name none."""
+    return MmsProtocol([Management(engine, default_workers=default_workers).handle])
+
+
+def merged(engine: Engine, limits: Limits, *, default_workers: int = 0) -> MmsProtocol:
+    """Return the protocol of an address that has both APIs; inference comes first, as in MMS."""
+    return MmsProtocol(
+        [
+            Inference(engine, max_response_size=limits.max_response_size).handle,
+            Management(engine, default_workers=default_workers).handle,
+        ]
+    )

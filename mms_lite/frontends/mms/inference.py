@@ -1,0 +1,88 @@
+"""MMS's inference API: ping and the four ways to spell a prediction (MMS reference, section 4)."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from mms_lite.engine.engine import Engine
+from mms_lite.errors import InvalidRequest, ServingError
+from mms_lite.frontends.message import HttpRequest, HttpResponse
+from mms_lite.frontends.mms.answers import json_response, method_not_allowed, model_response, spell
+from mms_lite.frontends.mms.body import read_parts
+from mms_lite.types import InferRequest
+
+
+class Inference:
+    """The routes of the inference port."""
+
+    def __init__(self, engine: Engine, *, max_response_size: int) -> None:
+        self._engine = engine
+        self._max_response_size = max_response_size
+
+    async def handle(self, request: HttpRequest, parts: list[str]) -> HttpResponse | None:
+        """Answer a request whose path has these parts; None if no route here takes it."""
+        match parts:
+            case ["ping", *_]:
+                return self._ping()
+            case ["predictions", name, *rest]:
+                loaded = bool(rest) and self._engine.has_version(name, rest[0])
+                return await self._predict(request, name, version=rest[0] if loaded else None)
+            case ["invocations"]:
+                return await self._invoke(request, "")
+            case ["models", name, "invoke"]:
+                return await self._invoke(request, name)
+            case [name, "predict"]:
+                return await self._predict(request, name, with_query=True)
+        return None
+
+    def _ping(self) -> HttpResponse:
+        wanted, ready = self._engine.health()
+        status = "Healthy" if ready >= wanted else "Partial Healthy" if ready else "Unhealthy"
+        return json_response({"status": status})
+
+    async def _invoke(self, request: HttpRequest, name: str) -> HttpResponse:
+        if not name:
+            name = dict(request.query).get("model_name", "") or self._only_startup_model()
+        return await self._predict(request, name, with_query=True)
+
+    def _only_startup_model(self) -> str:
+        names = {status.spec.name for status in self._engine.models() if status.spec.at_startup}
+        if len(names) != 1:
+            raise InvalidRequest("Parameter model_name is required.")
+        return names.pop()
+
+    async def _predict(
+        self, request: HttpRequest, name: str, *, version: str | None = None, with_query: bool = False
+    ) -> HttpResponse:
+        if request.method == "OPTIONS":
+            return method_not_allowed()  # MMS describes the model here
+        try:
+            deadline = _deadline(request)
+            inputs = await read_parts(request, with_query=with_query)
+            answer = await self._engine.infer(
+                InferRequest(
+                    request.id, name, version, inputs=inputs, headers=request.headers, deadline=deadline
+                )
+            )
+        except ServingError as error:
+            return spell(error, name)
+        return model_response(answer, self._max_response_size)
+
+
+def _deadline(request: HttpRequest) -> float | None:
+    """Return when the client stops waiting, on the monotonic clock.
+
+    Raises:
+        InvalidRequest: its header is no positive number.
+    """
+    text = request.header("x-request-timeout-ms")
+    if text is None:
+        return None
+    try:
+        timeout_ms = float(text)
+    except ValueError:
+        timeout_ms = math.nan
+    if not 0 < timeout_ms < math.inf:
+        raise InvalidRequest(f"X-Request-Timeout-Ms is not a positive number: {text}")
+    return time.monotonic() + timeout_ms / 1000

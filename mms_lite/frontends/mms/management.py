@@ -1,0 +1,202 @@
+"""MMS's management API: register, scale, describe, list, unregister (MMS reference, section 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from mms_lite.engine.engine import Engine
+from mms_lite.errors import InvalidRequest
+from mms_lite.frontends.message import HttpRequest, HttpResponse
+from mms_lite.frontends.mms.answers import json_response, method_not_allowed
+from mms_lite.frontends.mms.body import content_type, read_json
+from mms_lite.types import LoadOptions, ModelStatus, WorkerState, WorkerStatus
+
+_MAX_PAGE = 100
+_BATCH_DELAY_MS = 100
+_RUNNING = (WorkerState.READY, WorkerState.BUSY)
+_WORKER_STATUS = {
+    WorkerState.STARTING: "LOADING",
+    WorkerState.BACKOFF: "LOADING",
+    WorkerState.READY: "READY",
+    WorkerState.BUSY: "READY",
+    WorkerState.STOPPING: "UNLOADING",
+    WorkerState.STOPPED: "UNLOADING",
+    WorkerState.FAILED: "FAILED",
+}
+
+_T = TypeVar("_T")
+
+
+class Management:
+    """The routes of the management port. `default_workers` is what a registration gets that names none."""
+
+    def __init__(self, engine: Engine, *, default_workers: int) -> None:
+        self._engine = engine
+        self._default_workers = default_workers
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    async def handle(self, request: HttpRequest, parts: list[str]) -> HttpResponse | None:
+        """Answer a request whose path has these parts; None if no route here takes it.
+
+        Raises:
+            ServingError: what the engine says.
+        """
+        match parts:
+            case ["models"]:
+                return await self._models(request)
+            case ["models", name] if name:
+                return await self._model(request, name, None)
+            case ["models", name, version] if self._engine.has_version(name, version):
+                return await self._model(request, name, version)
+        return None
+
+    async def _models(self, request: HttpRequest) -> HttpResponse:
+        if request.method == "GET":
+            return self._list(_Parameters(dict(request.query)))
+        if request.method == "POST":
+            return await self._register(request)
+        return method_not_allowed()
+
+    async def _model(self, request: HttpRequest, name: str, version: str | None) -> HttpResponse:
+        if request.method == "GET":
+            return json_response(_description(self._engine.describe(name, version)))
+        if request.method == "PUT":
+            return await self._scale(_Parameters(dict(request.query)), name, version)
+        if request.method == "DELETE":
+            await self._to_its_end(self._engine.unload(name, version))
+            return json_response({"status": f'Model "{name}" unregistered'})
+        return method_not_allowed()
+
+    async def _register(self, request: HttpRequest) -> HttpResponse:
+        in_json = content_type(request)[0].lower() == "application/json"
+        given = _Parameters(await read_json(request.body) if in_json else dict(request.query))
+        timeout = given.integer("response_timeout", -1)
+        workers = max(0, given.integer("initial_workers", self._default_workers))
+        wait = given.boolean("synchronous", True)
+        options = LoadOptions(
+            url=given.text("url") or "",
+            name=given.text("model_name"),
+            version=given.text("version"),
+            handler=given.text("handler"),
+            runtime=given.text("runtime"),
+            batch_size=given.integer("batch_size", 1),
+            max_batch_delay_ms=given.integer("max_batch_delay", _BATCH_DELAY_MS),
+            workers=workers,
+            # MMS reads minutes in the query and seconds in JSON.
+            response_timeout_s=(timeout if in_json else timeout * 60) if timeout > 0 else None,
+            replace=given.boolean("replace", False),
+            set_default=given.boolean("set_default", False),
+            wait=wait,
+        )
+        status = await self._to_its_end(self._engine.load(options))
+        if not workers:
+            return json_response({"status": f'Model "{status.spec.name}" registered'})
+        return _scaled(status) if wait else _scaling()
+
+    async def _scale(self, given: _Parameters, name: str, version: str | None) -> HttpResponse:
+        least = given.integer("min_worker", 1)
+        most = given.integer("max_worker", least)
+        wait = given.boolean("synchronous", False)
+        change = self._engine.scale(name, least, most, version=version, wait=wait)
+        status = await self._to_its_end(change)
+        return _scaled(status) if wait else _scaling()
+
+    def _list(self, given: _Parameters) -> HttpResponse:
+        limit = given.integer("limit", _MAX_PAGE)
+        if not 0 < limit <= _MAX_PAGE:
+            limit = _MAX_PAGE
+        start = max(0, given.integer("next_page_token", 0))
+        models = [status.spec for status in self._engine.models() if status.is_default]
+        page = [{"modelName": m.name, "modelUrl": m.url} for m in models[start : start + limit]]
+        token = {"nextPageToken": str(start + limit)} if start + limit < len(models) else {}
+        return json_response({**token, "models": page})
+
+    async def _to_its_end(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Make a change that a client who leaves does not leave half done."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # taken note of, also when nobody waits any more
+
+
+class _Parameters:
+    """Parameters of the query or of a JSON object; numbers and booleans may be strings, as for Gson."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
+
+    def text(self, name: str) -> str | None:
+        """Return a parameter; an empty one counts as absent."""
+        value = self._given.get(name)
+        return str(value) if value not in (None, "") else None
+
+    def integer(self, name: str, default: int) -> int:
+        """Return a whole number.
+
+        Raises:
+            InvalidRequest: it is not one.
+        """
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            return int(text)
+        except ValueError as error:
+            raise InvalidRequest(f"Parameter {name} is not a whole number: {text}") from error
+
+    def boolean(self, name: str, default: bool) -> bool:
+        """Return a boolean; as in Java only "true" is true."""
+        text = self.text(name)
+        return default if text is None else text.lower() == "true"
+
+
+def _scaled(status: ModelStatus) -> HttpResponse:
+    running = sum(worker.state in _RUNNING for worker in status.workers)
+    if running < status.spec.min_workers:
+        message = {"status": "Workers scaling in progress..."}
+        return json_response(message, status=210, reason="Partial Success")
+    return json_response({"status": "Workers scaled"})
+
+
+def _scaling() -> HttpResponse:
+    return json_response({"status": "Processing worker updates..."}, status=202)
+
+
+def _description(status: ModelStatus) -> dict[str, Any]:
+    spec = status.spec
+    engine = (spec.manifest or {}).get("engine") or {}
+    described = {
+        "modelName": spec.name,
+        "modelVersion": spec.version,
+        "modelUrl": spec.url,
+        "engine": engine.get("engineName") if isinstance(engine, dict) else None,
+        "runtime": spec.runtime,
+        "minWorkers": spec.min_workers,
+        "maxWorkers": spec.max_workers,
+        "batchSize": spec.batch_size,
+        "maxBatchDelay": spec.max_batch_delay_ms,
+        "status": status.state.value,
+        "detail": status.detail,
+        "loadedAtStartup": spec.at_startup,
+        "workers": [_worker(worker) for worker in status.workers],
+    }
+    return {key: value for key, value in described.items() if value is not None}
+
+
+def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(worker.started_at))
+    return {
+        "id": worker.id,
+        "startTime": f"{started}.{int(worker.started_at * 1000) % 1000:03d}Z",
+        "status": _WORKER_STATUS[worker.state],
+        "gpu": worker.device is not None,
+        "memoryUsage": worker.memory_bytes,
+    }

@@ -1,0 +1,94 @@
+"""The one running server of a temporary folder: its lock, its pid file, and what it says of itself.
+
+The lock on the pid file is held for the server's life and dies with it, so a stale or re-used pid can never
+be taken for a running server. Beside it a JSON file tells the bound addresses.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mms_lite.errors import ConfigError
+
+_PID_FILE = ".model_server.pid"
+_STATE_FILE = ".model_server.json"
+
+
+class Instance:
+    """A claim on the temporary folder; `claim` in the server, `running` from the command line."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        root = Path(folder or tempfile.gettempdir())
+        self.pid_file = root / _PID_FILE
+        self.state_file = root / _STATE_FILE
+        self._fd: int | None = None
+
+    def claim(self) -> bool:
+        """Take the lock for this process and write its pid; False if another server has it.
+
+        Raises:
+            ConfigError: the pid file cannot be written.
+        """
+        fd = self._open(os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return False
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        self._fd = fd
+        return True
+
+    def describe(self, state: Mapping[str, Any]) -> None:
+        """Write what others may know of this server: addresses, pid, drain time."""
+        scratch = self.state_file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(dict(state), indent=2) + "\n")
+        scratch.replace(self.state_file)
+
+    def release(self) -> None:
+        """Remove both files and let go of the lock."""
+        if self._fd is not None:
+            self.state_file.unlink(missing_ok=True)
+            self.pid_file.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = None
+
+    def running(self) -> int | None:
+        """Return the pid of the server that holds the lock, or None.
+
+        Raises:
+            ConfigError: the pid file cannot be read.
+        """
+        if not self.pid_file.exists():
+            return None
+        fd = self._open(os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            text = os.read(fd, 32).decode("ascii", "replace").strip()
+            return int(text) if text.isdecimal() else None
+        else:
+            return None
+        finally:
+            os.close(fd)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the running server wrote of itself; empty if it has not yet."""
+        try:
+            value = json.loads(self.state_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.pid_file, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(f"cannot use the pid file {self.pid_file}: {error.strerror}") from error

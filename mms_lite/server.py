@@ -1,0 +1,238 @@
+"""The composition root: build -> serve -> drain -> stop. Signals only set an event; one coroutine acts.
+
+`report` receives plain events on the way up ({"event": "listening" | "model" | "ready" | "failed", ...}), so
+that a command line that started the server in the background can tell its user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mms_lite.config import Address, Config
+from mms_lite.engine.engine import Engine
+from mms_lite.engine.launcher import Launcher, ProcessLauncher
+from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
+from mms_lite.errors import ConfigError, ServingError
+from mms_lite.frontends import mms
+from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.message import HttpProtocol, Limits
+from mms_lite.instance import Instance
+from mms_lite.machine import cpu_count, gpu_count
+from mms_lite.types import LoadOptions
+
+EXIT_OK = 0
+EXIT_CONFIGURATION = 1
+EXIT_MODELS_FAILED = 3
+_WORK_PREFIX = "mms-lite-"
+
+Report = Callable[[Mapping[str, Any]], None]
+
+_log = logging.getLogger("mms_lite.server")
+
+
+class Server:
+    """One configured server. `run` serves until a signal or `stop`, and returns the exit code."""
+
+    def __init__(self, config: Config, *, report: Report, launcher: Launcher | None = None) -> None:
+        self._config = config
+        self._report = report
+        self._launcher = launcher
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Begin to drain; a second call ends the process at once."""
+        if self._stopping.is_set():
+            os._exit(1)
+        self._stopping.set()
+
+    async def run(self, instance: Instance) -> int:
+        """Serve until told to stop; `instance` is claimed and told the bound addresses.
+
+        Raises:
+            ConfigError: an address is taken or cannot be served.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        _allow_many_files()
+        work_dir = await asyncio.to_thread(_make_work_dir, self._config.temp_directory)
+        try:
+            return await self._serve(work_dir, instance)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
+            _log.info("Model server stopped.")
+
+    async def _serve(self, work_dir: Path, instance: Instance) -> int:
+        config = self._config
+        models, engine = self._build(work_dir)
+        listeners: list[HttpListener] = []
+        try:
+            addresses = await self._listen(engine, listeners)
+            instance.describe({"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s, **addresses})
+            self._report({"event": "listening", **addresses})
+            code = await self._load(engine, models)
+            if code == EXIT_OK and not self._stopping.is_set():
+                self._report({"event": "ready", **addresses})
+                await self._stopping.wait()
+            return code
+        finally:
+            _log.info("Stopping: open requests have %g s.", config.drain_timeout_s)
+            await asyncio.gather(*(each.stop(config.drain_timeout_s) for each in listeners), engine.close())
+
+    def _build(self, work_dir: Path) -> tuple[MarRepository, Engine]:
+        config = self._config
+        cores, gpus = cpu_count(), gpu_count(config.number_of_gpu)
+        defaults = Defaults(
+            workers=config.default_workers_per_model or gpus or cores,
+            queue_size=config.job_queue_size,
+            response_timeout_s=config.response_timeout_s,
+            load_timeout_s=config.load_timeout_s,
+            handler=config.default_service_handler,
+            devices=tuple(range(gpus)),
+            decode_input_request=config.decode_input_request,
+        )
+        models = MarRepository(config.model_store, work_dir, defaults)
+        launcher = self._launcher or ProcessLauncher(max_frame_bytes=config.max_frame_bytes)
+        engine = Engine(
+            models,
+            launcher,
+            cores=cores,
+            drain_s=config.drain_timeout_s,
+            unload_s=config.unregister_model_timeout_s,
+        )
+        return models, engine
+
+    async def _listen(self, engine: Engine, listeners: list[HttpListener]) -> dict[str, str]:
+        config = self._config
+        limits = Limits(
+            max_request_size=config.max_request_size,
+            max_response_size=config.max_response_size,
+            max_bytes_in_flight=config.max_bytes_in_flight,
+        )
+        workers = config.default_workers_per_model
+        wanted: list[tuple[str, Address, HttpProtocol]]
+        if config.shares_listener:
+            both = mms.merged(engine, limits, default_workers=workers)
+            wanted = [("inference_address", config.inference_address, both)]
+        else:
+            management = mms.management(engine, limits, default_workers=workers)
+            wanted = [
+                ("inference_address", config.inference_address, mms.inference(engine, limits)),
+                ("management_address", config.management_address, management),
+            ]
+        bound: dict[str, str] = {}
+        for name, address, protocol in wanted:
+            listener = HttpListener(protocol, limits)
+            listeners.append(listener)
+            bound[name] = await _bind(listener, address)
+        bound.setdefault("management_address", bound["inference_address"])
+        return bound
+
+    async def _load(self, engine: Engine, models: MarRepository) -> int:
+        wanted = self._startup_models(models)
+        begin = time.monotonic()
+
+        def told(name: str, error: ServingError | None) -> None:
+            event = {"event": "model", "model": name, "seconds": time.monotonic() - begin}
+            self._report({**event, "error": error.message if error else None})
+
+        loading = asyncio.ensure_future(engine.start(wanted, told))
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not loading.done():
+            loading.cancel()
+            await asyncio.wait([loading])
+            return EXIT_OK
+        failed = loading.result()
+        if failed and (self._config.strict or failed == len(wanted)):
+            self._report({"event": "failed", "message": f"{failed} of {len(wanted)} models failed to load."})
+            return EXIT_MODELS_FAILED
+        return EXIT_OK
+
+    def _startup_models(self, models: MarRepository) -> list[LoadOptions]:
+        text = self._config.load_models
+        if text.strip().upper() != "ALL":
+            return startup_models(text)
+        try:
+            return models.all()
+        except ServingError as error:
+            _log.warning("%s", error.message)
+            return []
+
+
+async def _bind(listener: HttpListener, address: Address) -> str:
+    if address.scheme != "http":
+        raise ConfigError(f"addresses of scheme {address.scheme} are not served yet")
+    if address.host not in ("127.0.0.1", "localhost", "::1"):
+        _log.warning("Listening on %s: whoever reaches it can use this API.", address.host)
+    try:
+        port = await listener.start(address.host, address.port)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {address.host}:{address.port}: {error.strerror or error}"
+        ) from error
+    return str(replace(address, port=port))
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make_work_dir(root: Path | None) -> Path:
+    """Make a folder for extracted archives, and remove those of servers that were killed.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    folder = Path(root or tempfile.gettempdir())
+    for left in folder.glob(f"{_WORK_PREFIX}*"):
+        pid = left.name.removeprefix(_WORK_PREFIX).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)) and left.stat().st_uid == os.getuid():
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        return Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-", dir=folder))
+    except OSError as error:
+        raise ConfigError(f"cannot make a folder for models in {folder}: {error.strerror}") from error
+
+
+def serve(config: Config, *, report: Report, instance: Instance) -> int:
+    """Run a server on an event loop of its own (uvloop where installed) and return the exit code.
+
+    Raises:
+        ConfigError: as `Server.run`.
+    """
+    try:
+        import uvloop
+    except ImportError:
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_run(config, report, instance))
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+async def _run(config: Config, report: Report, instance: Instance) -> int:
+    return await Server(config, report=report).run(instance)
