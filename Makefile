@@ -30,7 +30,11 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --ignore tests/e2e
+
+# The command line and the examples as a user runs them, with real weights.
+e2e: $(STAMP)
+	$(BIN)/python -m pytest tests/e2e
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 import click
 import psutil
@@ -177,8 +177,8 @@ def _start(loaded: LoadedConfig) -> None:
     config = loaded.config
     for note in loaded.notes:
         click.echo(f"Note: {note}", err=True)
-    config.log_location.mkdir(parents=True, exist_ok=True)
-    output = config.log_location / _OUTPUT_FILE
+    output = _open_output(config.log_location)
+    said_before = output.tell()
     receiving, sending = os.pipe()
     root = str(Path(mms_lite.__file__).resolve().parent.parent)
     arguments = [a for a in click.get_current_context().meta["arguments"] if a != "--start"]
@@ -191,30 +191,43 @@ def _start(loaded: LoadedConfig) -> None:
         str(sending),
         *arguments,
     ]
-    with output.open("ab") as sink:
+    with output:
         server = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=sink,
+            stdout=output,
+            stderr=output,
             pass_fds=[sending],
             start_new_session=True,
         )
     os.close(sending)
     ready = False
     try:
-        ready = _follow(receiving, server, config, output)
+        ready = _follow(receiving, server, config, said_before)
     finally:
         if not ready:
             _end(server.pid, config.drain_timeout_s)
 
 
-def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, output: Path) -> bool:
-    """Print what the starting server reports until it is ready."""
+def _open_output(folder: Path) -> BinaryIO:
+    """Open the file for what the server prints outside its logs, at its end.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / _OUTPUT_FILE).open("ab")
+    except OSError as error:
+        raise ConfigError(f"log folder {folder} cannot be written: {error.strerror}") from error
+
+
+def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, said_before: int) -> bool:
+    """Print what the starting server reports until it is ready; its output before `said_before` is older."""
     for event in _events(receiving, time.monotonic() + config.start_timeout_s):
         _print_event(event)
         if event["event"] == "ready":
-            click.echo(f"Logs: {config.log_location}")
+            click.echo(f"Logs: {config.log_location.absolute()}")
             return True
         if event["event"] == "failed":
             raise _Exit("Model server was not started.", server.wait(config.drain_timeout_s + _KILL_AFTER_S))
@@ -224,7 +237,8 @@ def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, out
         except subprocess.TimeoutExpired:
             text = f"Model server was not ready within {config.start_timeout_s:g} s and was ended."
             raise _Exit(text, EXIT_START_TIMEOUT) from None
-    lines = output.read_text(errors="replace").splitlines()[-5:]
+    said = (config.log_location / _OUTPUT_FILE).read_bytes()[said_before:]
+    lines = said.decode("utf-8", "replace").splitlines()[-5:]
     text = "\n".join([f"Model server ended with exit code {server.returncode} while it started.", *lines])
     raise _Exit(text, server.returncode if server.returncode > 0 else EXIT_CONFIGURATION)
 

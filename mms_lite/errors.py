@@ -74,6 +74,21 @@ class RequestTooLarge(ServingError, code="request_too_large"):
     grpc = "RESOURCE_EXHAUSTED"
 
 
+class Overloaded(ServingError, code="overloaded"):
+    """The bodies of all requests together are at max_bytes_in_flight."""
+
+    http = 503
+    grpc = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class RequestTimeout(ServingError, code="request_timeout"):
+    """The client stopped sending in the middle of its request."""
+
+    http = 408
+    grpc = "DEADLINE_EXCEEDED"
+
+
 class ModelNotFound(ServingError, code="model_not_found"):
     """No model has this name."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -85,6 +86,7 @@ class Server:
             instance.describe({"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s, **addresses})
             self._report({"event": "listening", **addresses})
             code = await self._load(engine, models)
+            gc.freeze()  # what start-up made stays: later collections need not look at it
             if code == EXIT_OK and not self._stopping.is_set():
                 self._report({"event": "ready", **addresses})
                 await self._stopping.wait()

@@ -7,7 +7,6 @@ which arrives in a fresh bytearray of its own. End of file means that the other 
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 from collections import deque
@@ -45,6 +44,9 @@ class FrameKind(IntEnum):
     RESULT = 8  # server -> worker: the answer to CALL
     METRICS = 9  # worker -> server: metric lines of a batch (JSON)
     STOP = 10  # server -> worker: leave after what you hold
+
+
+_KINDS = {int(kind): kind for kind in FrameKind}
 
 
 class ExitCode(IntEnum):
@@ -123,6 +125,12 @@ class Decoder:
                 if target is None:
                     if self._end - start < _HEAD.size:
                         break
+                    size = self._whole(scratch, start, frames)
+                    if size:
+                        start += size
+                        if start == self._end:
+                            break
+                        continue
                     self._open(scratch, start)
                     start += _HEAD.size
                 else:
@@ -137,6 +145,27 @@ class Decoder:
         self._scratch[: len(rest)] = rest
         self._end = len(rest)
         return frames
+
+    def _whole(self, scratch: memoryview, start: int, frames: list[Frame]) -> int:
+        """Take a frame that is here from end to end, as small ones are, and return its size; else 0."""
+        version, kind, conversation, meta_bytes, count = _HEAD.unpack_from(scratch, start)
+        here = self._end - start
+        at = start + _HEAD.size + count * _LENGTH.size
+        size = _HEAD.size + count * _LENGTH.size + meta_bytes
+        if size > here or size > self._max or version != PROTOCOL_VERSION:
+            return 0  # the long way, with its checks
+        lengths = [n for (n,) in _LENGTH.iter_unpack(scratch[start + _HEAD.size : at])]
+        size += sum(lengths)
+        if size > here or size > self._max or kind not in _KINDS:
+            return 0
+        meta = bytes(scratch[at : at + meta_bytes])
+        at += meta_bytes
+        buffers = []
+        for length in lengths:
+            buffers.append(bytearray(scratch[at : at + length]))
+            at += length
+        frames.append(Frame(_KINDS[kind], conversation, meta, buffers))
+        return int(size)
 
     def _target(self) -> bytearray | None:
         return self._targets[self._index] if self._head is not None else None
@@ -223,18 +252,19 @@ class BlockingConnection:
     def poll(self) -> Frame | None:
         """Return a frame that is already here, or None, without waiting."""
         while not self._ready:
-            if not select.select([self._sock], [], [], 0)[0]:
+            try:
+                self._read(socket.MSG_DONTWAIT)
+            except BlockingIOError:
                 return None
-            self._read()
         return self._ready.popleft()
 
     def close(self) -> None:
         """Close the socket: the server sees end of file."""
         self._sock.close()
 
-    def _read(self) -> None:
+    def _read(self, flags: int = 0) -> None:
         try:
-            count = self._sock.recv_into(self._decoder.space())
+            count = self._sock.recv_into(self._decoder.space(), 0, flags)
         except ConnectionResetError as error:
             raise ConnectionClosed("the server is gone") from error
         if count == 0:
@@ -309,6 +339,9 @@ class AsyncConnection:
                 return False
             frames = self._decoder.received(count)
         except (BlockingIOError, InterruptedError):
+            return False
+        except ConnectionResetError:  # gone with something unread: an end like any other
+            self._fail(None)
             return False
         except (OSError, ProtocolError) as error:
             self._fail(error)

@@ -54,7 +54,10 @@ def _pack_strings(strings: list[str]) -> bytes:
     block = "\0".join(strings)
     if block.count("\0") != len(strings) - 1:
         raise InvalidRequest("a name, header or identifier contains a NUL character")
-    return block.encode("utf-8", "surrogateescape")
+    try:
+        return block.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest("a name, header or identifier is not valid Unicode") from error
 
 
 def _unpack_strings(block: bytes) -> list[str]:
@@ -74,6 +77,8 @@ def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
     shapes, at = [], 0
     while at < len(flat):
         rank = flat[at]
+        if not 0 <= rank < len(flat) - at:
+            raise ValueError(f"a shape of rank {rank}")
         shapes.append(flat[at + 1 : at + 1 + rank])
         at += 1 + rank
     return shapes

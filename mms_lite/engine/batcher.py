@@ -196,6 +196,7 @@ class JobQueue:
         self._room: deque[asyncio.Future[None]] = deque()
         self._answered: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._closed: ServingError | None = None
+        self.on_backlog: Callable[[], None] | None = None  # a job came and no worker is waiting for one
 
     @property
     def depth(self) -> int:
@@ -278,6 +279,13 @@ class JobQueue:
                 if batch:
                     return batch
 
+    def take_ahead(self) -> list[Job]:
+        """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
+        if self._collecting.locked():
+            return []
+        selected = self._select()
+        return self._take() if sum(job.size for job in selected) >= self._batch_size else []
+
     def clear(self, error: ServingError) -> None:
         """Fail the jobs that wait."""
         while self._jobs:
@@ -312,6 +320,8 @@ class JobQueue:
     def _signal(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+        if self.on_backlog is not None and not self._collecting.locked():
+            self.on_backlog()
 
     def _free_room(self, places: int) -> None:
         while places > 0 and self._room:

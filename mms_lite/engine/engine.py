@@ -135,6 +135,10 @@ class Engine:
         """Describe every version of every model, sorted by name."""
         return [self._status(model) for model in self._registry.list()]
 
+    def startup_models(self) -> set[str]:
+        """Return the names of the models that were loaded at start and still are."""
+        return {model.spec.name for model in self._registry.list() if model.spec.at_startup}
+
     def has_version(self, name: str, version: str) -> bool:
         """Tell whether this version of this model is loaded."""
         return self._registry.has(name, version)
@@ -214,7 +218,9 @@ class Engine:
         try:
             await model.scale(spec.min_workers, spec.max_workers)
             _log.info("Model %s loaded.", spec.name)
-        except ServingError:
+        except ServingError as error:
+            if not spec.at_startup:  # `start` tells of those
+                _log.warning("Failed to load model: %s: %s", spec.name, error.message)
             if not keep:
                 self._registry.remove(model)
                 await self._close(model, 0.0)

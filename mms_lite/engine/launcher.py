@@ -87,8 +87,9 @@ class ProcessLauncher:
         Raises:
             LoadError: the interpreter cannot be run.
         """
+        interpreter = _interpreter(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        command = [_interpreter(spec), _BOOT, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        command = [interpreter, _BOOT, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
         try:
             process = subprocess.Popen(
                 command,
@@ -155,6 +156,7 @@ class ProcessChannel:
         for stream, level in ((self._process.stdout, logging.INFO), (self._process.stderr, logging.WARNING)):
             assert stream is not None  # PIPE was asked for
             reader = _LineReader(stream.fileno(), self._lines, self._name, level)
+            stream.close()  # the reader has a descriptor of its own
             reader.start()
             self._pipes.append(reader.finished)
         self._watch_exit()
@@ -242,7 +244,7 @@ class _LineReader:
 
     def __init__(self, fd: int, last: deque[str], name: str, level: int) -> None:
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._fd = os.dup(fd)  # Popen closes its own when it is collected
+        self._fd = os.dup(fd)
         self._last = last
         self._name = name
         self._level = level

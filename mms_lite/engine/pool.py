@@ -38,6 +38,7 @@ from mms_lite.wire import Item, Outcome
 BOOT_ATTEMPTS = 3
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
+_AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
 _RETIRE_S = 5.0  # a worker that was told to stop has this long
 
 _log = logging.getLogger("mms_lite.engine")
@@ -50,7 +51,7 @@ def backoff(failures: int) -> float:
     """Return the pause in seconds before the next start after so many failures in a row, with jitter."""
     if failures <= 0:
         return 0.0
-    return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** (failures - 1)) * random.uniform(0.75, 1.25)
+    return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 20)) * random.uniform(0.75, 1.25)
 
 
 @dataclass(slots=True)
@@ -59,7 +60,8 @@ class _Batch:
 
     jobs: dict[int, Job]
     started: set[int] = field(default_factory=set)
-    timer: asyncio.TimerHandle | None = None
+    started_at: float = 0.0
+    due: float = 0.0  # when it has taken too long, on the loop's clock; set when its turn comes
 
 
 class Worker:
@@ -82,6 +84,8 @@ class Worker:
         self._loaded: asyncio.Future[dict[str, Any]] | None = None
         self._boots_failed = 0  # in a row
         self._crashes = 0  # in a row, without an answer in between
+        self._timer: asyncio.TimerHandle | None = None
+        self._batch_s = _AHEAD_BELOW_S  # running mean of a batch's duration
         self._calls: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -247,20 +251,41 @@ class Worker:
             return
         number = next(self._conversations)
         self._batches[number] = batch
-        self._arm(number, batch)
+        if len(self._batches) == 1:
+            self._arm(batch)  # one sent ahead has its turn when the first is done
         self._free.clear()
         self.state = WorkerState.BUSY
         meta, buffers = wire.join_batch(parts)
         channel.send(encode(FrameKind.BATCH, number, meta, buffers))
 
-    def _arm(self, number: int, batch: _Batch) -> None:
-        if batch.timer is not None:
-            batch.timer.cancel()
-        loop = asyncio.get_running_loop()
-        batch.timer = loop.call_later(self._spec.response_timeout_s, self._time_out, number)
+    def feed_ahead(self) -> None:
+        """Send the next full batch while one runs, so that the worker need not wait for it. For the pool.
 
-    def _time_out(self, number: int) -> None:
-        batch = self._batches[number]
+        Only where batches are short: a batch sent ahead is bound to its worker.
+        """
+        if self.state is WorkerState.BUSY and len(self._batches) == 1 and self._batch_s < _AHEAD_BELOW_S:
+            jobs = self._pool.queue.take_ahead()
+            if jobs and self._channel is not None:
+                self._dispatch(self._channel, jobs)
+
+    def _arm(self, batch: _Batch) -> None:
+        """Give a batch its full time from now on. One timer serves all: it looks again when it came early."""
+        loop = asyncio.get_running_loop()
+        batch.due = loop.time() + self._spec.response_timeout_s
+        if self._timer is None:
+            self._timer = loop.call_at(batch.due, self._check_time)
+
+    def _check_time(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for batch in self._batches.values():  # the first one runs, or should
+            if batch.due > loop.time():
+                self._timer = loop.call_at(batch.due, self._check_time)
+            else:
+                self._time_out(batch)
+            return
+
+    def _time_out(self, batch: _Batch) -> None:
         limit_s = self._spec.response_timeout_s
         _log.warning("%s gave no answer within %g s and is killed", self.name, limit_s)
         for job_id in batch.started:
@@ -290,10 +315,11 @@ class Worker:
             batch = self._batches.get(frame.conversation)
             if batch is not None:
                 batch.started.update(wire.decode_ids(frame))
-                self._arm(frame.conversation, batch)
+                batch.started_at = time.monotonic()
+                self._arm(batch)
         elif frame.kind is FrameKind.METRICS:
-            for line in wire.decode_json(frame).get("lines", []):
-                _metrics_log.info("%s", line)
+            lines = [str(line) for line in wire.decode_json(frame).get("lines", [])]
+            _metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})
         elif frame.kind is FrameKind.LOADED:
             if self._loaded is not None and not self._loaded.done():
                 self._loaded.set_result(wire.decode_json(frame))
@@ -317,10 +343,17 @@ class Worker:
         self._pool.queue.count_answer()
         if batch.jobs:
             return
-        if batch.timer is not None:
-            batch.timer.cancel()
+        self._finish_batch(number, batch)
+
+    def _finish_batch(self, number: int, batch: _Batch) -> None:
         del self._batches[number]
         self._crashes = 0
+        if batch.started:
+            self._batch_s += (time.monotonic() - batch.started_at - self._batch_s) / 8
+        for following in self._batches.values():
+            self._arm(following)
+            self.feed_ahead()
+            return
         self._free.set()
         if self.state is WorkerState.BUSY:
             self.state = WorkerState.READY
@@ -354,9 +387,10 @@ class Worker:
         for task in self._calls:
             task.cancel()
         failed, returned = 0, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for batch in held:
-            if batch.timer is not None:
-                batch.timer.cancel()
             for job in batch.jobs.values():
                 job.on_death = None
                 if job.id in batch.started:
@@ -401,6 +435,7 @@ class WorkerPool:
         self._cores = cores
         self._workers: list[Worker] = []
         self._scaling = asyncio.Lock()
+        queue.on_backlog = self._feed_ahead
 
     @property
     def in_flight(self) -> int:
@@ -437,6 +472,10 @@ class WorkerPool:
         failure = self.failure
         if failure is not None:
             self.queue.clear(ModelNotReady(f"the model's workers cannot be started: {failure.message}"))
+
+    def _feed_ahead(self) -> None:
+        for worker in self._workers:
+            worker.feed_ahead()
 
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Have at least `min_workers` and at most `max_workers`; those over leave when they have answered."""

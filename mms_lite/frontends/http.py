@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from aiohttp import abc, hdrs, web
 
-from mms_lite.errors import InvalidRequest, RequestTooLarge, ServingError
+from mms_lite.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge, ServingError
 from mms_lite.frontends.message import (
     JOIN_BYTES,
     Buffer,
@@ -24,8 +24,6 @@ from mms_lite.frontends.message import (
     HttpRequest,
     HttpResponse,
     Limits,
-    Overloaded,
-    RequestTimeout,
     encode_response,
     split_target,
 )
@@ -246,7 +244,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        _log.info("what %s sent is no HTTP request: %s", self.remote, message)
+        _log.info("what %s sent is no HTTP request: %s", self.remote, " ".join(str(message).split()))
         return self._listener.refuse(self, request)
 
     async def linger(self) -> None:
@@ -258,7 +256,7 @@ class _Connection(web.RequestHandler):
         if transport is None:
             return
         self._lingering = True
-        self.resume_reading(resume_parser=False)
+        transport.resume_reading()  # the body may have been held back
         if transport.can_write_eof():
             transport.write_eof()
         await asyncio.sleep(self._listener.limits.linger_s)  # cancelled when the client closes

@@ -45,21 +45,6 @@ _COMMON_HEADERS = (
 _log = logging.getLogger("mms_lite.http")
 
 
-class Overloaded(ServingError, code="overloaded"):
-    """The bodies of all requests together are at max_bytes_in_flight."""
-
-    http = 503
-    grpc = "RESOURCE_EXHAUSTED"
-    retryable = True
-
-
-class RequestTimeout(ServingError, code="request_timeout"):
-    """The client stopped sending in the middle of its request."""
-
-    http = 408
-    grpc = "DEADLINE_EXCEEDED"
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much a client may send and be sent, and how long it may take. Sizes are bytes.

@@ -32,6 +32,8 @@ from mms_lite.types import InferRequest
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker import handler
 
+_METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
+
 Enter = Callable[[str, str], None]
 
 
@@ -56,6 +58,9 @@ class _Loop:
         self._cancelled: set[int] = set()
         self._conversations = itertools.count(1)
         self._hostname = socket.gethostname()
+        self._unsent: list[Buffer] = []  # answers that leave with the next frame, in one system call
+        self._lines: list[str] = []  # metrics
+        self._lines_sent_at = 0.0
 
     def run(self, enter: Enter | None) -> int:
         frame = self._connection.recv()
@@ -75,6 +80,8 @@ class _Loop:
         while True:
             frame = self._next()
             if frame.kind is FrameKind.STOP:
+                self._send_metrics()
+                self._flush()
                 model.close()
                 return ExitCode.STOPPED
             if frame.kind is not FrameKind.BATCH:
@@ -89,6 +96,7 @@ class _Loop:
         """
         number = next(self._conversations)
         meta, buffers = wire.join_batch([wire.encode_item(Item(0, None, request))])
+        self._flush()
         self._connection.send(encode(FrameKind.CALL, number, meta, buffers))
         while True:
             frame = self._connection.recv()
@@ -121,11 +129,24 @@ class _Loop:
 
     def _next(self) -> Frame:
         """Return the next frame to act on, having read every CANCEL that is already here."""
-        if not self._waiting:
-            self._keep(self._connection.recv())
         while (frame := self._connection.poll()) is not None:
             self._keep(frame)
-        return self._waiting.popleft() if self._waiting else self._next()
+        while not self._waiting:
+            self._send_metrics()
+            self._flush()
+            self._keep(self._connection.recv())
+        return self._waiting.popleft()
+
+    def _send_metrics(self) -> None:
+        if self._lines:
+            self._unsent += encode(FrameKind.METRICS, 0, wire.encode_json({"lines": self._lines}))
+            self._lines = []
+            self._lines_sent_at = time.monotonic()
+
+    def _flush(self) -> None:
+        if self._unsent:
+            pieces, self._unsent = self._unsent, []
+            self._connection.send(pieces)
 
     def _keep(self, frame: Frame) -> None:
         if frame.kind is FrameKind.CANCEL:
@@ -148,19 +169,17 @@ class _Loop:
             self._cancelled.clear()
 
         def started(job_ids: Iterable[int]) -> None:
-            self._connection.send(encode(FrameKind.STARTED, number, wire.encode_ids(job_ids)))
+            self._unsent += encode(FrameKind.STARTED, number, wire.encode_ids(job_ids))
+            self._flush()
 
         def emit(outcomes: Iterable[Outcome]) -> None:
-            pieces: list[Buffer] = []
             for outcome in outcomes:
-                pieces += encode(FrameKind.OUTCOME, number, *wire.encode_outcome(outcome))
-            self._connection.send(pieces)
+                self._unsent += encode(FrameKind.OUTCOME, number, *wire.encode_outcome(outcome))
 
-        if skipped:
-            emit(skipped)
+        emit(skipped)
         if items:
             started(item.job_id for item in items)
             model.run(items, started, emit)
-            lines = model.metric_lines(time.time(), self._hostname)
-            if lines:
-                self._connection.send(encode(FrameKind.METRICS, 0, wire.encode_json({"lines": lines})))
+            self._lines += model.metric_lines(time.time(), self._hostname)
+            if time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S:
+                self._send_metrics()

@@ -47,7 +47,7 @@ class Inference:
         return await self._predict(request, name, with_query=True)
 
     def _only_startup_model(self) -> str:
-        names = {status.spec.name for status in self._engine.models() if status.spec.at_startup}
+        names = self._engine.startup_models()
         if len(names) != 1:
             raise InvalidRequest("Parameter model_name is required.")
         return names.pop()

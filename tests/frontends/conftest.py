@@ -1,0 +1,108 @@
+"""What the tests of the front ends share: models by their source, the MMS API with and without a socket."""
+
+import asyncio
+import textwrap
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+from raw_http import Answer, Client
+
+from mms_lite.frontends import mms
+from mms_lite.frontends.http import HttpListener, HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.message import HttpProtocol, split_target
+
+LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Any:
+    """Run the tests over sockets on both loops: the server's is uvloop, and they close connections unlike."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+    if item.path.name == "test_http_adapter.py":
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+@pytest.fixture
+def model(inline: Any) -> Callable[..., Awaitable[Any]]:
+    """Load a model whose service.py is `source`: `await model("echo", "def handle(data, context): ...")`."""
+
+    async def load(name: str, source: str, **options: Any) -> Any:
+        folder = inline.store.folder / name
+        folder.mkdir()
+        (folder / "service.py").write_text(textwrap.dedent(source))
+        return await inline.load(name, name, **options)
+
+    return load
+
+
+Call = Callable[..., Awaitable[Answer]]
+
+
+def _caller(make: Callable[[], HttpProtocol]) -> Call:
+    made: list[HttpProtocol] = []  # on the first call: a test may still set up its engine
+
+    async def call(
+        method: str, target: str, body: bytes = b"", *headers: tuple[str, str], request_id: str = "id-1"
+    ) -> Answer:
+        path, query = split_target(target)
+        request = HttpRequest(method, path, request_id, target, query, headers, bytearray(body))
+        if not made:
+            made.append(make())
+        response: HttpResponse = await made[0].handle(request)
+        lower = {name.lower(): value for name, value in response.headers}
+        return Answer(response.status, lower, b"".join(response.body), response.reason)
+
+    return call
+
+
+@pytest.fixture
+def merged(inline: Any) -> Call:
+    """Call the API of an address with both parts, without a socket."""
+    return _caller(lambda: mms.merged(inline.engine, LIMITS))
+
+
+@pytest.fixture
+def inference(inline: Any) -> Call:
+    return _caller(lambda: mms.inference(inline.engine, LIMITS))
+
+
+@pytest.fixture
+def management(inline: Any) -> Call:
+    return _caller(lambda: mms.management(inline.engine, LIMITS))
+
+
+@pytest.fixture
+async def listen() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+    """Serve a protocol on a free port: `await listen(protocol, idle_s=0.1)`; `.listener` is the last one."""
+    listeners: list[HttpListener] = []
+
+    class Listen:
+        @property
+        def listener(self) -> HttpListener:
+            return listeners[-1]
+
+        async def __call__(self, protocol: HttpProtocol, **limits: Any) -> int:
+            listener = HttpListener(protocol, Limits(**limits))
+            listeners.append(listener)
+            return await listener.start("127.0.0.1", 0)
+
+    yield Listen()
+    for listener in listeners:
+        await listener.stop(0.2)
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[[int], Awaitable[Client]]]:
+    """Open a connection to a port of this machine; it is closed at the end."""
+    clients: list[Client] = []
+
+    async def to(port: int) -> Client:
+        clients.append(Client(*await asyncio.open_connection("127.0.0.1", port)))
+        return clients[-1]
+
+    yield to
+    for client in clients:
+        await client.close()

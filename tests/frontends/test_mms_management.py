@@ -1,0 +1,250 @@
+import asyncio
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+JSON = ("Content-Type", "application/json")
+
+
+@pytest.fixture
+def echo(inline):
+    """The url of a model that is not loaded."""
+    inline.store.add("echo")
+    return "echo"
+
+
+def register(**given):
+    return "/models?" + "&".join(f"{key}={value}" for key, value in given.items())
+
+
+async def test_register_without_workers_by_default(inline, management, echo):
+    answer = await management("POST", register(url=echo, model_name="m", handler="service:handle"))
+    assert (answer.status, answer.json) == (200, {"status": 'Model "m" registered'})
+    assert inline.engine.describe("m").workers == ()
+
+
+async def test_register_and_wait(inline, management, merged, echo):
+    target = register(url=echo, model_name="m", handler="service:handle", initial_workers=2, batch_size=4)
+    answer = await management("POST", target + "&max_batch_delay=7&response_timeout=2")
+    assert (answer.status, answer.json) == (200, {"status": "Workers scaled"})
+    spec = inline.engine.describe("m").spec
+    assert (spec.batch_size, spec.max_batch_delay_ms, spec.min_workers) == (4, 7, 2)
+    assert spec.response_timeout_s == 120  # minutes in the query
+    assert (await merged("POST", "/predictions/m", b"hi")).body == b"hi"
+
+
+async def test_register_in_the_background(inline, management, echo, wait_until):
+    target = register(
+        url=echo, handler="service:handle", model_name="m", initial_workers=1, synchronous="False"
+    )
+    answer = await management("POST", target)
+    assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+    await wait_until(inline.engine.ready)
+
+
+async def test_register_by_json_ignores_the_query(inline, management, echo):
+    given = {
+        "url": echo,
+        "model_name": "j",
+        "handler": "service:handle",
+        "initial_workers": "1",
+        "response_timeout": 3,
+        "synchronous": "true",
+        "batch_size": None,
+    }
+    answer = await management("POST", "/models?model_name=q&url=none", json.dumps(given).encode(), JSON)
+    assert answer.status == 200
+    spec = inline.engine.describe("j").spec
+    assert (spec.response_timeout_s, spec.max_batch_delay_ms, spec.batch_size) == (3, 100, 1)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+async def test_register_with_a_body_that_is_no_json_object(management, body):
+    answer = await management("POST", "/models", body, JSON)
+    assert (answer.status, answer.json["type"]) == (400, "BadRequestException")
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "kind", "message"),
+    [
+        ({}, 400, "BadRequestException", "Parameter url is required."),
+        ({"url": "echo", "runtime": "perl"}, 400, "BadRequestException", "Invalid RuntimeType value: perl"),
+        ({"url": "none"}, 404, "ModelNotFoundException", "Model not found in model store: none"),
+        ({"url": "../x"}, 404, "ModelNotFoundException", "Relative path is not allowed in url: ../x"),
+        ({"url": "/etc"}, 404, "ModelNotFoundException", "Model not found in model store: /etc"),
+        ({"url": "echo"}, 400, "InvalidModelException", "Model name is not defined."),
+        ({"url": "echo", "model_name": "m"}, 400, "InvalidModelException", "Model handler is not defined."),
+        (
+            {"url": "echo", "batch_size": "many"},
+            400,
+            "BadRequestException",
+            "Parameter batch_size is not a whole number: many",
+        ),
+    ],
+)
+async def test_register_what_cannot_be(management, echo, given, status, kind, message):
+    answer = await management("POST", register(**given))
+    assert answer.json == {"code": status, "type": kind, "message": message}
+    assert answer.status == status
+
+
+async def test_register_from_another_host(management):
+    answer = await management("POST", register(url="http://other/m.mar"))
+    assert (answer.status, answer.json["type"]) == (403, "ForbiddenException")
+
+
+async def test_register_twice(inline, management):
+    await inline.load("echo")
+    answer = await management("POST", register(url="echo", model_name="echo", handler="service:handle"))
+    assert answer.json == {
+        "code": 409,
+        "type": "ConflictStatusException",
+        "message": "Model echo is already registered.",
+    }
+
+
+async def test_register_what_does_not_start(inline, management):
+    folder = inline.store.folder / "bad"
+    folder.mkdir()
+    (folder / "service.py").write_text("def handle(data, context):\n    raise KeyError('weights')\n")
+    answer = await management(
+        "POST", register(url="bad", model_name="bad", handler="service:handle", initial_workers=1)
+    )
+    assert (answer.status, answer.json["type"]) == (500, "InternalServerException")
+    assert answer.json["message"] == "Failed to start workers: KeyError: 'weights'"
+    assert (await management("GET", "/models/bad")).status == 404
+
+
+async def test_a_client_that_leaves_does_not_undo_a_registration(inline, management, echo, wait_until):
+    target = register(url=echo, model_name="m", handler="service:handle", initial_workers=1)
+    asking = asyncio.ensure_future(management("POST", target))
+    await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await wait_until(lambda: inline.engine.models() and inline.engine.ready())
+
+
+async def test_scale(inline, management, wait_until):
+    await inline.load("echo")
+    answer = await management("PUT", "/models/echo?min_worker=2&synchronous=true")
+    assert (answer.status, answer.json) == (200, {"status": "Workers scaled"})
+    assert len(inline.engine.describe("echo").workers) == 2
+    answer = await management("PUT", "/models/echo?min_worker=0&number_gpu=1&timeout=3")
+    assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+    await wait_until(lambda: not inline.engine.describe("echo").workers)
+    assert (await management("PUT", "/models/echo?synchronous=true")).status == 200
+    assert len(inline.engine.describe("echo").workers) == 1
+
+
+async def test_scaling_that_did_not_get_everywhere_is_partial_success(inline, management, monkeypatch):
+    status = await inline.load("echo")
+
+    async def scale(*args, **kwargs):
+        return replace(status, workers=())
+
+    monkeypatch.setattr(inline.engine, "scale", scale)
+    answer = await management("PUT", "/models/echo?min_worker=1&synchronous=true")
+    assert (answer.status, answer.reason) == (210, "Partial Success")
+    assert answer.json == {"status": "Workers scaling in progress..."}
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "message"),
+    [
+        ("/models/none?min_worker=2&max_worker=1", 400, "max_worker cannot be less than min_worker."),
+        ("/models/none?min_worker=2", 404, "Model not found: none"),
+        ("/models/none?min_worker=x", 400, "Parameter min_worker is not a whole number: x"),
+        ("/models/none?min_worker=-1", 400, "a model has between 0 and 1024 workers"),
+    ],
+)
+async def test_scale_what_cannot_be(management, target, status, message):
+    answer = await management("PUT", target)
+    assert (answer.status, answer.json["message"]) == (status, message)
+
+
+async def test_describe(inline, management):
+    await inline.load("echo", batch_size=3, max_batch_delay_ms=5)
+    described = (await management("GET", "/models/echo")).json
+    (worker,) = described.pop("workers")
+    assert described == {
+        "modelName": "echo",
+        "modelVersion": "1",
+        "modelUrl": "echo",
+        "runtime": "python",
+        "minWorkers": 1,
+        "maxWorkers": 1,
+        "batchSize": 3,
+        "maxBatchDelay": 5,
+        "status": "READY",
+        "loadedAtStartup": False,
+    }
+    assert worker["status"] == "READY" and worker["gpu"] is False and worker["memoryUsage"] == 0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", worker["startTime"])
+
+
+async def test_describe_one_version(inline, management):
+    for version in ("1", "2"):
+        await inline.load("echo", version=version)
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
+    assert (await management("GET", "/models/echo/2")).json["modelVersion"] == "2"
+    answer = await management("GET", "/models/echo/3")
+    assert (answer.status, answer.json["type"]) == (404, "ResourceNotFoundException")
+
+
+async def test_list_in_pages(inline, management):
+    for name in ("c", "a", "b"):
+        await inline.load("echo", name, workers=0)
+
+    async def page(query):
+        listed = (await management("GET", f"/models{query}")).json
+        return [each["modelName"] for each in listed["models"]], listed.get("nextPageToken")
+
+    assert (await management("GET", "/models")).json["models"][0] == {"modelName": "a", "modelUrl": "a"}
+    assert await page("?limit=2") == (["a", "b"], "2")
+    assert await page("?limit=2&next_page_token=2") == (["c"], None)
+    assert await page("?limit=3") == (["a", "b", "c"], None)
+    for query in ("", "?limit=0", "?limit=-1", "?limit=1000", "?next_page_token=-5"):
+        assert await page(query) == (["a", "b", "c"], None)
+    assert await page("?next_page_token=9") == ([], None)
+
+
+async def test_a_name_with_versions_is_listed_once(inline, management):
+    for version in ("1", "2"):
+        await inline.load("echo", version=version, workers=0)
+    assert len((await management("GET", "/models")).json["models"]) == 1
+
+
+async def test_unregister(inline, management):
+    for version in ("1", "2"):
+        await inline.load("echo", version=version)
+    answer = await management("DELETE", "/models/echo/1")
+    assert (answer.status, answer.json) == (200, {"status": 'Model "echo" unregistered'})
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "2"
+    assert (await management("DELETE", "/models/echo")).status == 200
+    answer = await management("DELETE", "/models/echo")
+    assert (answer.status, answer.json["message"]) == (404, "Model not found: echo")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("PUT", "/models", 405),
+        ("DELETE", "/models/", 405),
+        ("POST", "/models/m", 405),
+        ("GET", "/models/a/b", 404),
+        ("GET", "/ping", 404),
+        ("GET", "/", 405),
+    ],
+)
+async def test_routes_that_are_none(management, method, path, status):
+    assert (await management(method, path)).status == status
+
+
+async def test_a_merged_address_has_both_and_inference_first(inline, merged):
+    await inline.load("echo")
+    assert (await merged("GET", "/ping")).status == 200
+    assert (await merged("GET", "/models/echo")).json["modelName"] == "echo"
+    assert (await merged("POST", "/models/echo/invoke", b"x")).body == b"x"
+    assert (await merged("GET", "/models/predict")).json["message"] == "Model not found: models"
