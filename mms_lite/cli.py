@@ -299,15 +299,28 @@ def _end(pid: int, drain_s: float) -> None:
         server = psutil.Process(pid)
         children = server.children(recursive=True)
         server.send_signal(signal.SIGTERM)
-        server.wait(drain_s + _KILL_AFTER_S)
     except psutil.NoSuchProcess:
         return
     except psutil.AccessDenied as error:
         raise _Exit(f"process {pid} is another user's and cannot be stopped", EXIT_CONFIGURATION) from error
-    except psutil.TimeoutExpired:
-        for process in [*children, server]:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        server.wait(_KILL_AFTER_S)
+    if _wait_for_end(server, drain_s + _KILL_AFTER_S):
+        return
+    for process in [*children, server]:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    _wait_for_end(server, _KILL_AFTER_S)
+
+
+def _wait_for_end(process: psutil.Process, timeout_s: float) -> bool:
+    """Wait until a process has ended; a zombie has, though in many containers nobody ever reaps it."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False

@@ -39,8 +39,9 @@ _BY_CODE[ServingError.code] = ServingError
 
 def from_wire(data: dict[str, Any]) -> ServingError:
     """Return the error that `to_wire` described; an unknown code gives a plain ServingError."""
-    kind = _BY_CODE.get(data.get("code", ""), ServingError)
-    return kind(str(data.get("message", "")), **data.get("details", {}))
+    error = _BY_CODE.get(str(data.get("code", "")), ServingError)(str(data.get("message", "")))
+    error.details = dict(data.get("details") or {})
+    return error
 
 
 class InvalidRequest(ServingError, code="invalid_request"):

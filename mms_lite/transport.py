@@ -80,9 +80,16 @@ def encode(
     kind: FrameKind, conversation: int, meta: bytes = b"", buffers: Sequence[Buffer] = ()
 ) -> list[Buffer]:
     """Return the pieces of a frame, ready for `sendmsg`; large buffers are passed through uncopied."""
-    lengths = b"".join([_LENGTH.pack(len(b)) for b in buffers])
+    views = [b if isinstance(b, (bytes, bytearray)) else _octets(b) for b in buffers]
+    lengths = b"".join([_LENGTH.pack(len(b)) for b in views])
     head = _HEAD.pack(PROTOCOL_VERSION, kind, conversation, len(meta), len(buffers))
-    return [head + lengths + meta, *[b for b in buffers if len(b)]]
+    return [head + lengths + meta, *[b for b in views if len(b)]]
+
+
+def _octets(buffer: Buffer) -> Buffer:
+    """Return a view whose length is in bytes: that of an array counts items."""
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else b""
 
 
 class Decoder:

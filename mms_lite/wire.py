@@ -69,7 +69,10 @@ def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
     for tensor in tensors:
         flat.append(len(tensor.shape))
         flat.extend(tensor.shape)
-    return struct.pack(f"!{len(flat)}q", *flat)
+    try:
+        return struct.pack(f"!{len(flat)}q", *flat)
+    except struct.error as error:
+        raise InvalidRequest("a tensor's shape has a dimension that no tensor has") from error
 
 
 def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
@@ -85,7 +88,22 @@ def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
 
 
 def _pack_json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode() if value else b""
+    try:
+        return json.dumps(value, separators=(",", ":")).encode() if value else b""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"a parameter cannot be sent: {error}") from error
+
+
+def _unpack_json(block: bytes) -> dict[str, Any]:
+    value = json.loads(block) if block else {}
+    if not isinstance(value, dict):
+        raise ValueError("not an object")
+    return value
+
+
+def _check(meta: bytes, end: int, counts: tuple[int, int], strings: tuple[list[str], int]) -> None:
+    if end > len(meta) or counts[0] != counts[1] or len(strings[0]) < strings[1]:
+        raise ValueError("its parts do not add up")
 
 
 def _tensor_strings(tensors: Sequence[Tensor]) -> list[str]:
@@ -138,7 +156,7 @@ def decode_batch(frame: Frame) -> list[Item]:
     """
     try:
         return _decode_items(frame)
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, TypeError, RecursionError) as error:
         raise ProtocolError(f"malformed BATCH frame: {error}") from error
 
 
@@ -153,8 +171,9 @@ def _decode_items(frame: Frame) -> list[Item]:
         at += shape_bytes
         strings = _unpack_strings(meta[at : at + string_bytes])
         at += string_bytes
-        rare = json.loads(meta[at : at + json_bytes]) if json_bytes else {}
+        rare = _unpack_json(meta[at : at + json_bytes])
         at += json_bytes
+        _check(meta, at, (len(shapes), tensor_count), (strings, 3 + 3 * tensor_count))
         request = InferRequest(
             id=strings[0],
             model=strings[1],
@@ -204,7 +223,8 @@ def decode_outcome(frame: Frame) -> Outcome:
         at += shape_bytes
         strings = _unpack_strings(meta[at : at + string_bytes])
         at += string_bytes
-        rare = json.loads(meta[at : at + json_bytes]) if json_bytes else {}
+        rare = _unpack_json(meta[at : at + json_bytes])
+        _check(meta, at + json_bytes, (len(shapes), count), (strings, 1 + 3 * count))
         if status == 0:
             return Outcome(job_id, error=from_wire(rare), seq=seq, final=bool(final))
         return Outcome(
@@ -217,7 +237,7 @@ def decode_outcome(frame: Frame) -> Outcome:
             seq=seq,
             final=bool(final),
         )
-    except (struct.error, ValueError, IndexError) as error:
+    except (struct.error, ValueError, IndexError, TypeError, RecursionError) as error:
         raise ProtocolError(f"malformed OUTCOME frame: {error}") from error
 
 
@@ -234,7 +254,7 @@ def decode_json(frame: Frame) -> dict[str, Any]:
     """
     try:
         value = json.loads(frame.meta)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"malformed {frame.kind.name} frame: {error}") from error
     if not isinstance(value, dict):
         raise ProtocolError(f"malformed {frame.kind.name} frame: not an object")

@@ -58,6 +58,7 @@ class Job:
         "on_death",
         "outcome",
         "request",
+        "returned",
         "size",
         "version",
     )
@@ -69,6 +70,7 @@ class Job:
         self.size = rows(request)
         self.key = batch_key(request)
         self.enqueued_at = 0.0
+        self.returned = 0  # how many workers ended before they had started it
         self.dead = False  # nobody waits for it any more
         self.on_death: Callable[[Job], None] | None = None  # set by whoever holds the job: queue, then worker
         self.outcome: Outcome | None = None  # the final one
@@ -241,15 +243,28 @@ class JobQueue:
         """
         self._admit(job)
         while len(self._jobs) >= self._limit:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._room.append(waiter)
-            left_s = None if job.remaining_ms is None else job.remaining_ms / 1000
-            await asyncio.wait([waiter], timeout=left_s)
-            if job.expired:
-                waiter.cancel()
-                raise DeadlineExceeded("the request's deadline passed", by="client")
+            await self._wait_for_room(job.request.deadline)
             self._admit(job)
         self._append(job)
+
+    async def _wait_for_room(self, deadline: float | None) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._room.append(waiter)
+        left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            await asyncio.wait([waiter], timeout=left_s)
+            if deadline is not None and deadline <= time.monotonic():
+                raise DeadlineExceeded("the request's deadline passed", by="client")
+        except BaseException:
+            if waiter.done() and waiter.exception() is None:
+                self._free_room(1)  # the place that this one was given goes to the next
+            raise
+        finally:
+            if not waiter.done():
+                waiter.cancel()
+                self._room.remove(waiter)
+        if waiter.done() and not waiter.cancelled():
+            waiter.result()
 
     def put_back(self, jobs: list[Job]) -> None:
         """Return jobs that a worker held and had not started to the head of the queue, in their order."""
@@ -292,7 +307,10 @@ class JobQueue:
             _, job = self._jobs.popitem(last=False)
             job.on_death = None
             job.fail(error)
-        self._free_room(len(self._room))
+        while self._room:
+            waiter = self._room.popleft()
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def close(self, error: ServingError) -> None:
         """Refuse new jobs and fail those that wait with `error`."""
@@ -346,7 +364,9 @@ class JobQueue:
             selected = self._select()
             if not selected or sum(job.size for job in selected) >= self._batch_size:
                 return
-            limits = [j.request.deadline for j in selected if j.request.deadline is not None]
+            limits = [  # half of a client's time for the batch to fill, half for the model
+                (j.enqueued_at + j.request.deadline) / 2 for j in selected if j.request.deadline is not None
+            ]
             left_s = min([selected[0].enqueued_at + self._delay_s, *limits]) - time.monotonic()
             if left_s <= 0:
                 return

@@ -9,17 +9,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
-from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus, VersionState
+from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus
 from mms_lite.wire import Item, Outcome
 
 _MAX_WORKERS = 1024
+
+T = TypeVar("T")
 
 _log = logging.getLogger("mms_lite.engine")
 
@@ -42,7 +44,7 @@ class Engine:
         self._drain_s = drain_s  # what open requests have when the server stops
         self._unload_s = unload_s  # and when one model goes
         self._registry = Registry()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._starting = False
 
@@ -73,21 +75,26 @@ class Engine:
         Raises:
             ServingError: it cannot be found, read or started, or its name and version are taken.
         """
+        return await self._to_its_end(self._load(options))
+
+    async def _load(self, options: LoadOptions) -> ModelStatus:
         spec = await asyncio.to_thread(self._repository.read, options)
         try:
+            if self._draining:
+                raise ModelNotReady("the server is stopping")
             if spec.min_workers > _MAX_WORKERS:
                 raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
             if options.replace and self._registry.has(spec.name, spec.version):
                 return await self._replace(spec)
             model = self._model(spec)
-            self._registry.add(model, set_default=options.set_default)
+            self._registry.add(model)
         except BaseException:
             await asyncio.to_thread(self._repository.discard, spec)
             raise
         if options.wait:
-            await self._start(model, keep=options.at_startup)
+            await self._start(model, keep=options.at_startup, set_default=options.set_default)
         else:
-            self._background(self._start(model, keep=True))
+            self._background(self._start(model, keep=True, set_default=options.set_default))
         return self._status(model)
 
     async def scale(
@@ -107,7 +114,7 @@ class Engine:
         model = self._registry.get(name, version)
         scaling = model.scale(min_workers, max_workers)
         if wait:
-            await scaling
+            await self._to_its_end(scaling)
         else:
             self._background(self._logged(scaling, name))
         return self._status(model)
@@ -121,7 +128,7 @@ class Engine:
         models = [self._registry.get(name, version)] if version else self._registry.versions(name)
         for model in models:
             self._registry.remove(model)
-        await asyncio.gather(*(self._close(model, self._unload_s) for model in models))
+        await self._to_its_end(self._close_all(models, self._unload_s))
 
     def describe(self, name: str, version: str | None = None) -> ModelStatus:
         """Describe a version, the default one if none is named.
@@ -150,7 +157,7 @@ class Engine:
 
     def ready(self) -> bool:
         """Tell whether every model is ready and the server takes requests."""
-        return not self._draining and all(m.state is VersionState.READY for m in self._registry.list())
+        return not self._draining and all(m.ready for m in self._registry.list())
 
     async def start(
         self, load_models: list[LoadOptions], told: Callable[[str, ServingError | None], None]
@@ -185,7 +192,7 @@ class Engine:
         """Drain and unload everything."""
         self._draining = True
         models = self._registry.list()
-        await asyncio.gather(*(self._close(model, self._drain_s) for model in models))
+        await self._close_all(models, self._drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -208,15 +215,20 @@ class Engine:
         except BaseException:
             await model.close(drain_s=0)
             raise
+        if self._draining:
+            await model.close(drain_s=0)
+            raise ModelNotReady("the server is stopping")
         old = self._registry.swap(model)
         if old is not None:
             await self._close(old, self._unload_s)
         return self._status(model)
 
-    async def _start(self, model: Model, *, keep: bool) -> None:
+    async def _start(self, model: Model, *, keep: bool, set_default: bool) -> None:
         spec = model.spec
         try:
             await model.scale(spec.min_workers, spec.max_workers)
+            if set_default:
+                self._registry.set_default(model)
             _log.info("Model %s loaded.", spec.name)
         except ServingError as error:
             if not spec.at_startup:  # `start` tells of those
@@ -228,9 +240,14 @@ class Engine:
             if spec.at_startup:
                 raise
 
+    async def _close_all(self, models: list[Model], drain_s: float) -> None:
+        await asyncio.gather(*(self._close(model, drain_s) for model in models))
+
     async def _close(self, model: Model, drain_s: float) -> None:
-        await model.close(drain_s=drain_s)
-        await asyncio.to_thread(self._repository.discard, model.spec)
+        try:
+            await model.close(drain_s=drain_s)
+        finally:
+            await asyncio.to_thread(self._repository.discard, model.spec)
         _log.info("Model %s unregistered.", model.spec.name)
 
     async def _call(self, item: Item) -> Outcome:
@@ -248,6 +265,14 @@ class Engine:
 
     def _status(self, model: Model) -> ModelStatus:
         return model.status(is_default=self._registry.is_default(model))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a change of what is loaded; it goes on when the caller leaves, as half of it helps nobody."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await asyncio.shield(task)
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

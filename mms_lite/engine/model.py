@@ -31,6 +31,11 @@ class Model:
         """How many workers have the model loaded now."""
         return self._pool.ready
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is loaded and has not lost all its workers since."""
+        return self.state is VersionState.READY and self._pool.failure is None
+
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Bring the number of workers between the two and wait until the new ones have loaded or failed.
 
@@ -77,10 +82,15 @@ class Model:
         loop = asyncio.get_running_loop()
         until = loop.time() + drain_s
         # Draining is rare: two counters looked at now and then, rather than an event on every answer's path.
-        while (self._queue.depth or self._pool.in_flight) and self._pool.live and loop.time() < until:
-            await asyncio.sleep(_POLL_S)
-        self._queue.close(ModelNotReady(f"model {self.spec.name} is being unloaded"))
-        await self._pool.stop(grace_s=max(0.0, until - loop.time()))
+        try:
+            while (self._queue.depth or self._pool.in_flight) and self._pool.live and loop.time() < until:
+                await asyncio.sleep(_POLL_S)
+        except asyncio.CancelledError:
+            until = 0.0
+            raise
+        finally:
+            self._queue.close(ModelNotReady(f"model {self.spec.name} is being unloaded"))
+            await self._pool.stop(grace_s=max(0.0, until - loop.time()))
 
     def status(self, *, is_default: bool) -> ModelStatus:
         """Describe the version as it is now."""

@@ -39,6 +39,7 @@ BOOT_ATTEMPTS = 3
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 _AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
+_MAX_RETURNS = 3  # a job whose workers end before they start it may be what ends them
 _RETIRE_S = 5.0  # a worker that was told to stop has this long
 
 _log = logging.getLogger("mms_lite.engine")
@@ -116,7 +117,9 @@ class Worker:
             self._task.cancel()
             await asyncio.wait([self._task])
         channel = self._channel
-        if channel is not None and not channel.ended.done():
+        if channel is not None and channel.ended.done() and self._batches:
+            self._clean_up(channel.ended.result())  # it ended in the moment in which it was retired
+        elif channel is not None and not channel.ended.done():
             if self._loaded is not None and self._loaded.done():
                 await self._finish_held(channel, grace_s)
                 channel.send(encode(FrameKind.STOP, 0))
@@ -125,6 +128,11 @@ class Worker:
             self._clean_up(await channel.ended)
         self.state = WorkerState.STOPPED
         self.settled.set()
+
+    def kill(self) -> None:
+        """End the process at once; what it holds is settled when it is gone."""
+        if self._channel is not None:
+            self._channel.kill()
 
     def status(self) -> WorkerStatus:
         """Describe the worker as it is now."""
@@ -147,7 +155,12 @@ class Worker:
     async def _live(self) -> None:
         while True:
             self.state = WorkerState.STARTING
-            error = await self._boot()
+            try:
+                error = await self._boot()
+            except Exception as defect:
+                _log.exception("%s: a defect while it started", self.name)
+                error = LoadError(f"the worker cannot be started: {type(defect).__name__}: {defect}")
+                self.kill()
             if error is None:
                 self._boots_failed = 0
                 self.failure = None
@@ -197,7 +210,8 @@ class Worker:
         if "traceback" not in error.details:
             lines = [line for line in ended.lines if line.strip()]
             last = f" ({ended.text}); last line: {lines[-1]}" if lines else f" ({ended.text})"
-            error = LoadError(error.message + last, log=list(ended.lines))
+            kind = type(error) if isinstance(error, (LoadError, OutOfMemory)) else LoadError
+            error = kind(error.message + last, log=list(ended.lines))
         return error
 
     def _load_message(self) -> dict[str, Any]:
@@ -305,8 +319,10 @@ class Worker:
             self._take_frame(frame)
         except ProtocolError as error:
             _log.error("%s broke the protocol and is killed: %s", self.name, error)
-            if self._channel is not None:
-                self._channel.kill()
+            self.kill()
+        except Exception:
+            _log.exception("%s sent a frame that cannot be taken and is killed", self.name)
+            self.kill()
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.kind is FrameKind.OUTCOME:
@@ -367,6 +383,9 @@ class Worker:
             outcome = Outcome(0, error=error)
         except (ProtocolError, ValueError) as error:
             outcome = Outcome(0, error=InvalidRequest(f"malformed call: {error}"))
+        except Exception:
+            _log.exception("%s: a defect in a call to another model", self.name)
+            outcome = Outcome(0, error=ServingError("internal error"))
         meta, buffers = wire.encode_outcome(outcome)
         if self._channel is not None:
             self._channel.send(encode(FrameKind.RESULT, frame.conversation, meta, buffers))
@@ -396,8 +415,13 @@ class Worker:
                 if job.id in batch.started:
                     job.fail(_death(ended))
                     failed += 1
-                else:
+                    continue
+                job.returned += 1
+                if job.returned < _MAX_RETURNS:
                     returned.append(job)
+                else:
+                    job.fail(_death(ended))
+                    failed += 1
         self._pool.queue.put_back(returned)
         self.last_exit = ended.text
         _log.log(
@@ -434,13 +458,14 @@ class WorkerPool:
         self._launcher = launcher
         self._cores = cores
         self._workers: list[Worker] = []
-        self._scaling = asyncio.Lock()
+        self._retiring: dict[asyncio.Task[None], Worker] = {}
+        self._stopped = False
         queue.on_backlog = self._feed_ahead
 
     @property
     def in_flight(self) -> int:
         """How many jobs the workers hold."""
-        return sum(worker.in_flight for worker in self._workers)
+        return sum(worker.in_flight for worker in [*self._workers, *self._retiring.values()])
 
     @property
     def live(self) -> int:
@@ -479,18 +504,21 @@ class WorkerPool:
 
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Have at least `min_workers` and at most `max_workers`; those over leave when they have answered."""
-        async with self._scaling:
-            self._workers = [w for w in self._workers if w.state is not WorkerState.FAILED]
-            count = min(max(len(self._workers), min_workers), max(min_workers, max_workers))
-            leaving = self._workers[count:]
-            del self._workers[count:]
-            taken = {worker.number for worker in self._workers}
-            numbers = (n for n in itertools.count() if n not in taken)
-            added = [Worker(self, next(numbers)) for _ in range(count - len(self._workers))]
-            self._workers.extend(added)
-            for worker in added:
-                worker.start()
-            await asyncio.gather(*(w.retire(grace_s=self.spec.response_timeout_s) for w in leaving))
+        if self._stopped:
+            return
+        self._workers = [w for w in self._workers if w.state is not WorkerState.FAILED]
+        count = min(max(len(self._workers), min_workers), max(min_workers, max_workers))
+        leaving = self._workers[count:]
+        del self._workers[count:]
+        taken = {worker.number for worker in self._workers}
+        numbers = (n for n in itertools.count() if n not in taken)
+        added = [Worker(self, next(numbers)) for _ in range(count - len(self._workers))]
+        self._workers.extend(added)
+        for worker in added:
+            worker.start()
+        tasks = self._retire(leaving, self.spec.response_timeout_s)
+        if tasks:
+            await asyncio.wait(tasks)  # tasks of the pool: they go on when the caller leaves
 
     async def settled(self) -> None:
         """Wait until each worker has loaded the model or has given up."""
@@ -498,6 +526,28 @@ class WorkerPool:
 
     async def stop(self, *, grace_s: float) -> None:
         """End all workers, each after what it holds but within `grace_s`."""
-        async with self._scaling:
-            leaving, self._workers = self._workers, []
-            await asyncio.gather(*(worker.retire(grace_s=grace_s) for worker in leaving))
+        self._stopped = True
+        leaving, self._workers = self._workers, []
+        self._retire(leaving, grace_s)
+        tasks = dict(self._retiring)  # also those of a scale-down, with a longer grace
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            if tasks[task].in_flight:
+                tasks[task].kill()
+        await asyncio.wait(tasks)
+
+    def _retire(self, workers: list[Worker], grace_s: float) -> list[asyncio.Task[None]]:
+        tasks = []
+        for worker in workers:
+            task = asyncio.get_running_loop().create_task(worker.retire(grace_s=grace_s))
+            self._retiring[task] = worker
+            task.add_done_callback(self._retired)
+            tasks.append(task)
+        return tasks
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        del self._retiring[task]
+        if not self._workers and not self._retiring:
+            self.queue.clear(ModelNotReady("the model has no workers", no_workers=True))

@@ -13,6 +13,11 @@ class Registry:
         self._models: dict[str, dict[str, Model]] = {}
         self._defaults: dict[str, str] = {}
 
+    def set_default(self, model: Model) -> None:
+        """Let this version, if it is still there, answer when none is named."""
+        if self.has(model.spec.name, model.spec.version):
+            self._defaults[model.spec.name] = model.spec.version
+
     def add(self, model: Model, *, set_default: bool = False) -> None:
         """Add a version; the first of a name becomes the default.
 

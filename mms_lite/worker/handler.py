@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mms_lite.errors import HandlerError, InvalidRequest, LoadError, OutOfMemory, ServingError
@@ -25,7 +26,7 @@ _RESCUES_BEFORE_WARNING = 3
 MMS_VERSION = "1.1.11"  # the version of MMS whose behaviour handlers see
 
 Started = Callable[[Iterable[int]], None]
-Emit = Callable[[Iterable[Outcome]], None]
+Emit = Callable[[Sequence[Outcome]], None]
 Entry = Callable[[Any, Context], Any]
 
 
@@ -99,7 +100,11 @@ def _import(file: str, path: str) -> Any:
         raise LoadError(f"the handler {file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # as an import statement would
+        raise
     return module
 
 
@@ -235,11 +240,16 @@ class MmsHandler:
     def _outcome(self, index: int, job_id: int, value: Any) -> Outcome:
         try:
             data, kind = _body(value)
-        except (TypeError, ValueError, RecursionError):
+        except MemoryError:
+            traceback.print_exc()
+            return Outcome(job_id, error=OutOfMemory("Out of resources"))
+        except Exception:  # an answer's own methods may raise anything; its mates are fine
             traceback.print_exc()
             return Outcome(job_id, error=HandlerError("Unsupported model output data type."))
         try:
             status, reason, headers = self._context.response(index)
+            for text in itertools.chain([reason], *headers):
+                text.encode("utf-8", "surrogateescape")  # else no frame can carry it
         except ValueError as error:
             traceback.print_exc()
             return Outcome(job_id, error=HandlerError(f"Invalid response header: {error}"))
@@ -271,7 +281,7 @@ _compact = json.JSONEncoder().encode
 
 
 def _pretty(value: Any, newline: str) -> str:
-    """Return what `json.dumps(value, indent=2)` returns, which takes five times as long for want of C code.
+    """Return what `json.dumps(value, indent=2)` returns, which takes twice as long for want of C code.
 
     Raises:
         TypeError: the value is not one of JSON's.

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mms_lite import wire
@@ -172,9 +172,15 @@ class _Loop:
             self._unsent += encode(FrameKind.STARTED, number, wire.encode_ids(job_ids))
             self._flush()
 
-        def emit(outcomes: Iterable[Outcome]) -> None:
+        unanswered = len(items) + len(skipped)
+
+        def emit(outcomes: Sequence[Outcome]) -> None:
+            nonlocal unanswered
+            unanswered -= len(outcomes)
             for outcome in outcomes:
                 self._unsent += encode(FrameKind.OUTCOME, number, *wire.encode_outcome(outcome))
+            if unanswered:  # what runs next may end this process; only the last answers wait for company
+                self._flush()
 
         emit(skipped)
         if items:

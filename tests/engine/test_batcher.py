@@ -1,0 +1,562 @@
+"""How work waits: bounded, in order, never mixed, and gone as soon as nobody wants it."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mms_lite.engine.batcher import Job, JobQueue, batch_key, rows
+from mms_lite.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull, ServingError
+from mms_lite.types import InferRequest, Tensor
+from mms_lite.wire import Outcome
+
+GONE = ModelNotReady("gone")
+
+
+def request(
+    size: int = 1, *, name: str = "x", deadline_s: float | None = None, **fields: Any
+) -> InferRequest:
+    deadline = None if deadline_s is None else time.monotonic() + deadline_s
+    tensor = Tensor(name, "FP32", (size, 3), bytearray(12 * size))
+    return InferRequest(id="r", model="m", inputs=[tensor], deadline=deadline, **fields)
+
+
+def raw(**fields: Any) -> InferRequest:
+    return InferRequest(id="r", model="m", inputs=[Tensor("body", "BYTES", (), bytearray(b"x"))], **fields)
+
+
+def job(size: int = 1, **fields: Any) -> Job:
+    return Job(request(size, **fields))
+
+
+async def taken(queue: JobQueue, timeout_s: float = 5.0) -> list[Job]:
+    return await asyncio.wait_for(queue.next_batch(), timeout_s)
+
+
+class QueueModel(RuleBasedStateMachine):
+    """The queue beside a plain list that does the same, on a loop of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.limit, self.batch_size = 6, 4
+        self.queue = JobQueue(self.limit, batch_size=self.batch_size)
+        self.waiting: list[Job] = []
+        self.held: list[Job] = []
+
+    def teardown(self) -> None:
+        self.loop.close()
+
+    @rule(size=st.integers(1, 5), name=st.sampled_from("ab"), expires=st.booleans())
+    def put(self, size: int, name: str, expires: bool) -> None:
+        new = job(size, name=name, deadline_s=-1.0 if expires else None)
+        try:
+            self.queue.put(new)
+        except InvalidRequest:
+            assert size > self.batch_size
+        except QueueFull as refused:
+            assert len(self.waiting) >= self.limit
+            assert refused.details["depth"] == len(self.waiting)
+            assert refused.details["limit"] == self.limit
+        else:
+            assert size <= self.batch_size
+            assert len(self.waiting) < self.limit
+            self.waiting.append(new)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        gone = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        gone.cancel()
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def put_back(self, data: st.DataObject) -> None:
+        for each in self.held:
+            if data.draw(st.booleans()):
+                each.cancel()
+        self.queue.put_back(self.held)
+        self.waiting = [each for each in self.held if not each.dead] + self.waiting
+        self.held = []
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def answer(self) -> None:
+        for each in self.held:
+            each.finish(Outcome(each.id))
+        self.held = []
+
+    @precondition(lambda self: not self.held and any(not each.expired for each in self.waiting))
+    @rule()
+    def next_batch(self) -> None:
+        batch = self.loop.run_until_complete(taken(self.queue))
+        live = [each for each in self.waiting if not each.expired]
+        same = [each for each in live if each.key == live[0].key]
+        expected: list[Job] = []
+        for each in same:
+            if sum(j.size for j in expected) + each.size > self.batch_size:
+                break
+            expected.append(each)
+        assert batch == expected
+        self.held = batch
+        left = {each.id for each in batch}
+        # Of the expired ones, those that were met on the way are gone.
+        self.waiting = [each for each in self.waiting if each.id not in left and each.id in self.queue._jobs]
+
+    @invariant()
+    def the_depth_is_that_of_the_live_jobs(self) -> None:
+        assert self.queue.depth == len(self.waiting)
+        assert list(self.queue._jobs.values()) == self.waiting
+
+
+TestQueueAgainstAList = QueueModel.TestCase
+TestQueueAgainstAList.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_raw_parts_count_as_one_row_and_tensors_by_their_first_axis() -> None:
+    assert rows(raw()) == 1
+    assert rows(request(5)) == 5
+    assert rows(InferRequest(id="r", model="m")) == 1
+
+
+def test_tensors_that_disagree_on_their_rows_are_refused() -> None:
+    tensors = [Tensor("a", "FP32", (2,), bytearray(8)), Tensor("b", "FP32", (3,), bytearray(12))]
+    with pytest.raises(InvalidRequest, match=r"\[2, 3\]"):
+        Job(InferRequest(id="r", model="m", inputs=tensors))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        request(name="y"),
+        InferRequest(id="r", model="m", inputs=[Tensor("x", "FP64", (1, 3), bytearray(24))]),
+        InferRequest(id="r", model="m", inputs=[Tensor("x", "FP32", (1, 4), bytearray(16))]),
+        request(outputs=["y"]),
+        request(outputs=[]),
+        request(parameters={"temperature": 1}),
+        raw(),
+        raw(parameters={"temperature": 1}),
+        raw(outputs=["y"]),
+    ],
+    ids=[
+        "name",
+        "datatype",
+        "shape",
+        "outputs",
+        "no outputs",
+        "parameters",
+        "raw",
+        "raw + parameters",
+        "raw + outputs",
+    ],
+)
+def test_requests_that_differ_in_what_the_model_sees_do_not_share_a_batch(other: InferRequest) -> None:
+    assert batch_key(request()) != batch_key(other)
+
+
+def test_requests_that_differ_in_rows_ids_and_headers_share_a_batch() -> None:
+    one, other = request(1), request(3, headers=[("a", "b")])
+    assert batch_key(one) == batch_key(other)
+    assert batch_key(raw()) == batch_key(raw(headers=[("a", "b")]))
+
+
+async def test_a_full_queue_refuses_at_once_and_says_how_full_it_is() -> None:
+    queue = JobQueue(2)
+    queue.put(job())
+    queue.put(job())
+    with pytest.raises(QueueFull, match="2 of 2") as refused:
+        queue.put(job())
+    assert refused.value.details == {"depth": 2, "limit": 2, "answered_per_s": 0.0}
+
+
+async def test_a_cancelled_job_makes_room_at_once() -> None:
+    queue = JobQueue(1)
+    first = job()
+    queue.put(first)
+    first.cancel()
+    assert queue.depth == 0
+    queue.put(job())
+
+
+async def test_without_a_delay_a_batch_is_what_is_there() -> None:
+    queue = JobQueue(10, batch_size=8)
+    jobs = [job() for _ in range(3)]
+    for each in jobs:
+        queue.put(each)
+    began = time.monotonic()
+    assert await taken(queue) == jobs
+    assert time.monotonic() - began < 0.5
+
+
+async def test_a_full_batch_does_not_wait_for_the_delay() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=30_000)
+    waiting = asyncio.ensure_future(taken(queue))
+    jobs = [job(2), job(), job()]
+    for each in jobs:
+        await asyncio.sleep(0)
+        queue.put(each)
+    assert await waiting == jobs
+
+
+async def test_a_partial_batch_waits_for_the_delay_counted_from_its_oldest_job() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=200)
+    first, second = job(), job()
+    queue.put(first)
+    waiting = asyncio.ensure_future(taken(queue))
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
+    queue.put(second)
+    assert await waiting == [first, second]
+    waited_s = time.monotonic() - first.enqueued_at
+    assert 0.19 <= waited_s < 2.0
+
+
+async def test_a_job_that_waited_longer_than_the_delay_is_taken_at_once() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=10_000)
+    old = job()
+    queue.put(old)
+    old.enqueued_at -= 11
+    assert await taken(queue, 1.0) == [old]
+
+
+async def test_jobs_of_another_key_do_not_fill_a_batch_that_waits() -> None:
+    queue = JobQueue(10, batch_size=2, max_batch_delay_ms=100)
+    first, other = job(name="a"), job(name="b")
+    queue.put(first)
+    queue.put(other)
+    assert await taken(queue) == [first]
+    assert await taken(queue) == [other]
+
+
+async def test_a_job_whose_deadline_comes_before_the_delay_ends_is_handed_out_in_time() -> None:
+    queue = JobQueue(10, batch_size=8, max_batch_delay_ms=60_000)
+    hurried = job(deadline_s=0.5)
+    queue.put(hurried)
+    assert await taken(queue) == [hurried]
+    assert not hurried.expired
+
+
+async def test_an_expired_job_never_reaches_a_worker() -> None:
+    queue = JobQueue(10, batch_size=8)
+    late, good = job(deadline_s=-1), job()
+    queue.put(late)
+    queue.put(good)
+    assert await taken(queue) == [good]
+    assert queue.depth == 0
+
+
+async def test_a_job_that_dies_while_a_batch_is_collected_is_not_in_it() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=150)
+    gone, stays = job(), job()
+    queue.put(gone)
+    queue.put(stays)
+    waiting = asyncio.ensure_future(taken(queue))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await waiting == [stays]
+
+
+async def test_the_only_job_that_dies_while_it_is_collected_leaves_the_collector_waiting() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=50)
+    gone, next_one = job(), job()
+    queue.put(gone)
+    waiting = asyncio.ensure_future(taken(queue))
+    await asyncio.sleep(0)
+    gone.cancel()
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
+    queue.put(next_one)
+    assert await waiting == [next_one]
+
+
+async def test_one_collector_at_a_time_in_order_of_asking() -> None:
+    queue = JobQueue(10, batch_size=2, max_batch_delay_ms=20)
+    collectors = [asyncio.ensure_future(taken(queue)) for _ in range(3)]
+    jobs = [job() for _ in range(6)]
+    for each in jobs:
+        await asyncio.sleep(0)
+        queue.put(each)
+    assert await asyncio.gather(*collectors) == [jobs[0:2], jobs[2:4], jobs[4:6]]
+
+
+@pytest.mark.parametrize("ticks", range(6))
+async def test_a_collector_that_is_cancelled_loses_no_job(ticks: int) -> None:
+    queue = JobQueue(10, batch_size=2)
+    collector = asyncio.ensure_future(queue.next_batch())
+    following = asyncio.ensure_future(queue.next_batch())
+    await asyncio.sleep(0)
+    first = job()
+    queue.put(first)
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    collector.cancel()
+    await asyncio.wait([collector])
+    if collector.cancelled():
+        assert await asyncio.wait_for(following, 5) == [first]
+    else:
+        assert collector.result() == [first]
+        following.cancel()
+        await asyncio.wait([following])
+
+
+async def test_a_collector_cancelled_within_the_delay_leaves_its_jobs_to_the_next() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=100)
+    first = job()
+    queue.put(first)
+    collector = asyncio.ensure_future(queue.next_batch())
+    await asyncio.sleep(0.01)
+    collector.cancel()
+    await asyncio.wait([collector])
+    assert queue.depth == 1
+    assert await taken(queue) == [first]
+
+
+async def test_jobs_put_back_come_first_and_in_their_order() -> None:
+    queue = JobQueue(3, batch_size=2)
+    jobs = [job() for _ in range(3)]
+    for each in jobs:
+        queue.put(each)
+    batch = await taken(queue)
+    queue.put(late := job())
+    queue.put(later := job())
+    queue.put_back(batch)
+    order = [await taken(queue) for _ in range(3)]
+    assert order == [jobs[:2], [jobs[2], late], [later]]
+
+
+async def test_of_the_jobs_put_back_the_dead_and_the_answered_stay_away() -> None:
+    queue = JobQueue(10, batch_size=3)
+    dead, answered, live = job(), job(), job()
+    for each in (dead, answered, live):
+        queue.put(each)
+    batch = await taken(queue)
+    dead.cancel()
+    answered.finish(Outcome(answered.id))
+    queue.put_back(batch)
+    assert await taken(queue) == [live]
+    assert queue.depth == 0
+
+
+async def test_a_job_put_back_still_leaves_when_its_client_does() -> None:
+    queue = JobQueue(10)
+    only = job()
+    queue.put(only)
+    queue.put_back(await taken(queue))
+    only.cancel()
+    assert queue.depth == 0
+
+
+async def test_putting_back_wakes_a_waiting_collector() -> None:
+    queue = JobQueue(10)
+    only = job()
+    queue.put(only)
+    batch = await taken(queue)
+    waiting = asyncio.ensure_future(taken(queue))
+    await asyncio.sleep(0)
+    queue.put_back(batch)
+    assert await waiting == [only]
+
+
+async def test_closing_fails_those_who_wait_and_refuses_the_rest() -> None:
+    queue = JobQueue(10, batch_size=2)
+    waiting, held = job(), job()
+    queue.put(held)
+    batch = await taken(queue)
+    queue.put(waiting)
+    answer = asyncio.ensure_future(waiting.answer())
+    await asyncio.sleep(0)
+    queue.close(GONE)
+    with pytest.raises(ModelNotReady, match="gone"):
+        await answer
+    with pytest.raises(ModelNotReady, match="gone"):
+        queue.put(job())
+    queue.put_back(batch)
+    with pytest.raises(ModelNotReady, match="gone"):
+        await held.answer()
+    assert queue.depth == 0
+
+
+async def full_queue(limit: int = 1) -> tuple[JobQueue, list[Job]]:
+    queue = JobQueue(limit)
+    jobs = [job() for _ in range(limit)]
+    for each in jobs:
+        queue.put(each)
+    return queue, jobs
+
+
+async def waiters(queue: JobQueue, count: int, **fields: Any) -> tuple[list[Job], list[asyncio.Task[None]]]:
+    jobs = [job(**fields) for _ in range(count)]
+    tasks = [asyncio.ensure_future(queue.put_when_room(each)) for each in jobs]
+    await asyncio.sleep(0)
+    return jobs, tasks
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("how", ["taken", "cancelled"])
+async def test_one_place_that_becomes_free_lets_one_waiter_in(how: str) -> None:
+    queue, (first,) = await full_queue()
+    (one, _), tasks = await waiters(queue, 2)
+    if how == "taken":
+        await taken(queue)
+    else:
+        first.cancel()
+    await asyncio.wait(tasks, timeout=0.05)
+    assert [task.done() for task in tasks] == [True, False]
+    assert queue.depth == 1
+    assert await taken(queue) == [one]
+    await asyncio.wait_for(tasks[1], 5)
+
+
+async def test_a_waiter_that_gave_up_does_not_take_the_place_of_the_next() -> None:
+    queue, (first,) = await full_queue()
+    (_, stays), tasks = await waiters(queue, 2)
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:1])
+    first.cancel()
+    await asyncio.wait_for(tasks[1], 1)
+    assert await taken(queue) == [stays]
+
+
+async def test_a_waiter_cancelled_in_the_moment_it_is_woken_passes_its_place_on() -> None:
+    queue, (first,) = await full_queue()
+    _, tasks = await waiters(queue, 2)
+    first.cancel()  # wakes the first waiter, which has not run yet
+    tasks[0].cancel()
+    await asyncio.wait(tasks, timeout=1)
+    assert tasks[1].done()
+    await end(tasks)
+
+
+async def test_a_waiter_whose_deadline_passes_is_told_so_and_leaves_its_place_to_the_next() -> None:
+    queue, (first,) = await full_queue()
+    _, (hurried,) = await waiters(queue, 1, deadline_s=0.05)
+    (patient,), (patient_task,) = await waiters(queue, 1)
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(hurried, 5)
+    first.cancel()
+    await asyncio.wait_for(patient_task, 1)
+    assert await taken(queue) == [patient]
+
+
+async def test_a_waiter_near_its_deadline_leaves_no_stale_place_behind() -> None:
+    queue, _ = await full_queue()
+    _, tasks = await waiters(queue, 1, deadline_s=0.02)
+    await asyncio.wait(tasks, timeout=5)
+    assert isinstance(tasks[0].exception(), DeadlineExceeded)
+    assert [waiter for waiter in queue._room if not waiter.done()] == []
+
+
+async def test_closing_refuses_those_who_wait_for_room() -> None:
+    queue, _ = await full_queue()
+    _, tasks = await waiters(queue, 2)
+    queue.close(GONE)
+    for task in tasks:
+        with pytest.raises(ModelNotReady, match="gone"):
+            await asyncio.wait_for(task, 5)
+
+
+async def test_the_first_final_outcome_counts_and_nothing_after_it() -> None:
+    only = job()
+    only.finish(Outcome(only.id, reason="first"))
+    only.finish(Outcome(only.id, reason="second"))
+    only.fail(ServingError("third"))
+    only.cancel()
+    assert (await only.answer()).reason == "first"
+    assert not only.dead
+
+
+async def test_a_stream_yields_every_answer_in_order_up_to_the_final_one() -> None:
+    only = job()
+
+    async def produce() -> None:
+        for number in range(5):
+            await asyncio.sleep(0)
+            only.finish(Outcome(only.id, reason=str(number), seq=number, final=number == 4))
+
+    producer = asyncio.ensure_future(produce())
+    assert [answer.reason async for answer in only.answers()] == ["0", "1", "2", "3", "4"]
+    await producer
+
+
+async def test_answers_given_before_an_error_are_yielded_before_it() -> None:
+    only = job()
+    only.finish(Outcome(only.id, reason="first", final=False))
+    only.fail(ServingError("broke"))
+    got = []
+    with pytest.raises(ServingError, match="broke"):
+        async for answer in only.answers():
+            got.append(answer.reason)
+    assert got == ["first"]
+
+
+async def test_a_reader_that_is_too_slow_ends_its_stream_with_an_error_and_not_without_bound() -> None:
+    only = job()
+    for number in range(5000):
+        only.finish(Outcome(only.id, seq=number, final=False))
+    assert len(only._stream) <= 1025
+    with pytest.raises(ServingError, match="too slowly"):
+        async for _ in only.answers():
+            pass
+
+
+async def test_one_answer_is_wanted_and_a_stream_comes() -> None:
+    only = job()
+    only.finish(Outcome(only.id, final=False))
+    with pytest.raises(ServingError, match="streams"):
+        await only.answer()
+    assert only.dead
+
+
+async def test_leaving_a_stream_early_cancels_the_job() -> None:
+    queue = JobQueue(5)
+    only = job()
+    queue.put(only)
+    only.finish(Outcome(only.id, final=False))
+    answers = only.answers()
+    async for _ in answers:
+        break
+    await answers.aclose()
+    assert only.dead
+    assert queue.depth == 0
+
+
+async def test_a_deadline_ends_the_wait_and_takes_the_job_out_of_the_queue() -> None:
+    queue = JobQueue(5)
+    only = job(deadline_s=0.05)
+    queue.put(only)
+    with pytest.raises(DeadlineExceeded) as late:
+        await asyncio.wait_for(only.answer(), 5)
+    assert late.value.details == {"by": "client"}
+    assert queue.depth == 0
+    assert only.dead
+
+
+async def test_a_caller_that_is_cancelled_takes_its_job_along() -> None:
+    queue = JobQueue(5)
+    only = job()
+    queue.put(only)
+    caller = asyncio.ensure_future(only.answer())
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    assert (only.dead, queue.depth) == (True, 0)
+
+
+async def test_the_drain_rate_is_that_of_the_last_answers(wait_until: Callable[..., Any]) -> None:
+    queue = JobQueue(5)
+    assert queue.answered_per_s == 0
+    began = time.monotonic()
+    for _ in range(10):
+        queue.count_answer()
+    await wait_until(lambda: time.monotonic() - began > 0.1)
+    assert 10 < queue.answered_per_s <= 100

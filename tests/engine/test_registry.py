@@ -1,0 +1,104 @@
+"""Names, versions and which version answers when none is named."""
+
+from collections.abc import Callable
+
+import pytest
+from scripted import ScriptedLauncher
+
+from mms_lite.engine.model import Model
+from mms_lite.engine.registry import Registry
+from mms_lite.errors import ModelConflict, ModelNotFound, VersionNotFound
+
+
+@pytest.fixture
+def new(make_model: Callable[..., Model]) -> Callable[..., Model]:
+    def make(name: str, version: str = "1") -> Model:
+        return make_model(ScriptedLauncher(), name=name, version=version)
+
+    return make
+
+
+New = Callable[..., Model]
+
+
+def test_an_unknown_name_and_an_unknown_version_are_told_apart(new: New) -> None:
+    registry = Registry()
+    registry.add(new("a", "1"))
+    with pytest.raises(ModelNotFound) as name:
+        registry.get("b")
+    with pytest.raises(VersionNotFound, match="version 2"):
+        registry.get("a", "2")
+    assert not isinstance(name.value, VersionNotFound)
+
+
+def test_the_first_version_is_the_default_and_later_ones_are_not(new: New) -> None:
+    registry = Registry()
+    first, second = new("a", "1"), new("a", "2")
+    registry.add(first)
+    registry.add(second)
+    assert registry.get("a") is first
+    assert registry.get("a", "2") is second
+    assert (registry.is_default(first), registry.is_default(second)) == (True, False)
+
+
+def test_a_version_can_be_added_as_the_default(new: New) -> None:
+    registry = Registry()
+    registry.add(new("a", "1"))
+    second = new("a", "2")
+    registry.add(second, set_default=True)
+    assert registry.get("a") is second
+
+
+def test_the_same_name_and_version_twice_is_a_conflict_that_changes_nothing(new: New) -> None:
+    registry = Registry()
+    first = new("a", "1")
+    registry.add(first)
+    with pytest.raises(ModelConflict):
+        registry.add(new("a", "1"), set_default=True)
+    assert registry.list() == [first]
+
+
+def test_a_swap_keeps_the_default_and_gives_back_the_old_one(new: New) -> None:
+    registry = Registry()
+    old, other, replacement = new("a", "1"), new("a", "2"), new("a", "1")
+    registry.add(old)
+    registry.add(other)
+    assert registry.swap(replacement) is old
+    assert registry.get("a") is replacement
+    assert registry.swap(new("b")) is None
+
+
+def test_a_default_that_goes_hands_over_to_the_version_loaded_last(new: New) -> None:
+    registry = Registry()
+    models = [new("a", version) for version in ("1", "2", "3")]
+    for model in models:
+        registry.add(model)
+    registry.remove(models[0])
+    assert registry.get("a") is models[2]
+    registry.remove(models[1])
+    assert registry.get("a") is models[2]
+    registry.remove(models[2])
+    with pytest.raises(ModelNotFound):
+        registry.get("a")
+    assert registry.list() == []
+
+
+def test_removing_a_model_that_was_replaced_leaves_the_new_one(new: New) -> None:
+    registry = Registry()
+    old, replacement = new("a"), new("a")
+    registry.add(old)
+    registry.swap(replacement)
+    registry.remove(old)
+    assert registry.get("a") is replacement
+
+
+def test_models_are_listed_by_name_and_versions_in_order_of_loading(new: New) -> None:
+    registry = Registry()
+    b, a2, a1 = new("b"), new("a", "2"), new("a", "1")
+    for model in (b, a2, a1):
+        registry.add(model)
+    assert registry.list() == [a2, a1, b]
+    assert registry.versions("a") == [a2, a1]
+    assert registry.has("a", "1") and not registry.has("a", "3") and not registry.has("c", "1")
+    with pytest.raises(ModelNotFound):
+        registry.versions("c")

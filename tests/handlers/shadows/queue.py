@@ -1,0 +1,1 @@
+OURS = "the queue of the model"

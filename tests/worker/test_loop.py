@@ -1,0 +1,249 @@
+"""The worker's side of the conversation, spoken to frame by frame over a socket pair."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mms_lite import wire
+from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, OutOfMemory
+from mms_lite.transport import BlockingConnection, ConnectionClosed, ExitCode, Frame, FrameKind, encode
+from mms_lite.types import InferRequest, Tensor
+from mms_lite.wire import Item, Outcome
+from mms_lite.worker import loop
+
+
+class Server:
+    """The server's end, with the worker's loop on a thread at the other."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(10)
+        self._ours, self._theirs = ours, theirs
+        self.connection = BlockingConnection(ours)
+        self.code: int | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        self.code = loop.run(BlockingConnection(self._theirs))
+        self._theirs.close()
+
+    def load(self, path: Path, **settings: Any) -> dict[str, Any]:
+        base = {
+            "name": "m",
+            "version": "1",
+            "path": str(path),
+            "backend": "mms",
+            "handler": "service:handle",
+            "batch_size": 4,
+            "device": None,
+            "manifest": None,
+            "decode_input_request": True,
+            "isolate_failures": True,
+        }
+        self.send(FrameKind.LOAD, 1, wire.encode_json({**base, **settings}))
+        return wire.decode_json(self.hear(FrameKind.LOADED))
+
+    def send(self, kind: FrameKind, number: int, meta: bytes = b"", buffers: Any = ()) -> None:
+        self.connection.send(encode(kind, number, meta, list(buffers)))
+
+    def hear(self, kind: FrameKind) -> Frame:
+        while (frame := self.connection.recv()).kind is FrameKind.METRICS:
+            pass
+        assert frame.kind is kind, f"heard {frame.kind.name}, not {kind.name}"
+        return frame
+
+    def hear_outcome(self) -> Outcome:
+        return wire.decode_outcome(self.hear(FrameKind.OUTCOME))
+
+    def hear_started(self) -> list[int]:
+        return wire.decode_ids(self.hear(FrameKind.STARTED))
+
+    def exit_code(self) -> int | None:
+        self._thread.join(10)
+        return self.code
+
+    def close(self) -> None:
+        self._ours.close()
+        if self._thread.ident is not None:
+            self._thread.join(10)
+        self._theirs.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.close()
+
+
+def batch(*bodies: bytes, remaining_ms: int | None = None) -> tuple[bytes, list[Any]]:
+    parts = []
+    for number, body in enumerate(bodies, start=1):
+        request = InferRequest(id=f"r{number}", model="m", inputs=[Tensor("body", "BYTES", (), body)])
+        parts.append(wire.encode_item(Item(number, remaining_ms, request)))
+    return wire.join_batch(parts)
+
+
+def text(outcome: Outcome) -> bytes:
+    assert outcome.error is None
+    return bytes(outcome.outputs[0].data)
+
+
+def test_a_batch_is_announced_and_answered_item_by_item(server: Server, store: Any) -> None:
+    assert "error" not in server.load(store.add("echo"))
+    server.send(FrameKind.BATCH, 5, *batch(b"a", b"b"))
+    started = server.hear(FrameKind.STARTED)
+    assert (started.conversation, wire.decode_ids(started)) == (5, [1, 2])
+    outcomes = [server.hear_outcome() for _ in range(2)]
+    assert [(each.job_id, text(each), each.final) for each in outcomes] == [(1, b"a", True), (2, b"b", True)]
+
+
+def test_a_worker_told_to_stop_leaves_with_code_zero(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    server.send(FrameKind.STOP, 0)
+    assert server.exit_code() == ExitCode.STOPPED
+
+
+def test_a_stop_behind_a_batch_comes_after_its_answers(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    server.send(FrameKind.BATCH, 5, *batch(b"a"))
+    server.send(FrameKind.STOP, 0)
+    server.hear_started()
+    assert text(server.hear_outcome()) == b"a"
+    assert server.exit_code() == ExitCode.STOPPED
+
+
+def test_a_server_that_is_gone_ends_the_worker(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    server.close()
+    assert server.code == ExitCode.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "code"),
+    [("bad_init", LoadError, ExitCode.LOAD_FAILED), ("oom_at_load", OutOfMemory, ExitCode.OUT_OF_MEMORY)],
+)
+def test_a_failed_load_is_reported_before_the_worker_ends(
+    server: Server, store: Any, handler: str, kind: type, code: int
+) -> None:
+    report = server.load(store.add(handler))
+    assert report["error"]["code"] == kind.code
+    assert server.exit_code() == code
+    with pytest.raises(ConnectionClosed):
+        server.connection.recv()
+
+
+@pytest.mark.parametrize("first", [FrameKind.BATCH, FrameKind.STOP, FrameKind.RESULT])
+def test_anything_before_load_is_a_protocol_error(server: Server, first: FrameKind) -> None:
+    server.send(first, 0)
+    assert server.exit_code() == ExitCode.PROTOCOL
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta"),
+    [(FrameKind.LOADED, b""), (FrameKind.BATCH, b"noise"), (FrameKind.CANCEL, b"noise")],
+)
+def test_nonsense_after_load_is_a_protocol_error(
+    server: Server, store: Any, kind: FrameKind, meta: bytes
+) -> None:
+    server.load(store.add("echo"))
+    server.send(kind, 0, meta)
+    assert server.exit_code() == ExitCode.PROTOCOL
+
+
+def test_a_cancelled_job_never_runs_and_still_gets_its_outcome(
+    server: Server, store: Any, tmp_path: Path
+) -> None:
+    server.load(store.add("gate"))
+    gate, never = tmp_path / "gate", tmp_path / "never"
+    server.send(FrameKind.BATCH, 1, *batch(str(gate).encode()))
+    server.hear_started()
+    request = [(11, str(never)), (12, "stays")]
+    parts = [
+        wire.encode_item(
+            Item(n, None, InferRequest(id="r", model="m", inputs=[Tensor("body", "BYTES", (), b.encode())]))
+        )
+        for n, b in request
+    ]
+    server.send(FrameKind.BATCH, 2, *wire.join_batch(parts))
+    server.send(FrameKind.CANCEL, 0, wire.encode_ids([11]))
+    gate.touch()
+    server.hear_outcome()
+    cancelled = server.hear_outcome()
+    assert (cancelled.job_id, cancelled.final) == (11, True) and cancelled.error is not None
+    assert server.hear_started() == [12]
+    assert text(server.hear_outcome()) == b"stays"
+    assert not never.with_suffix(".started").exists()
+
+
+def test_a_batch_whose_jobs_are_all_cancelled_or_late_is_not_started(server: Server, store: Any) -> None:
+    server.load(store.add("counts"))
+    server.send(FrameKind.BATCH, 2, *batch(b"late", b"too", remaining_ms=0))
+    assert [type(server.hear_outcome().error) for _ in range(2)] == [DeadlineExceeded] * 2
+    server.send(FrameKind.BATCH, 3, *batch(b""))
+    server.hear_started()
+    assert b'"batch": 1' in text(server.hear_outcome())
+
+
+def test_any_number_of_cancels_to_an_idle_worker_does_no_harm(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    for _ in range(3000):
+        server.send(FrameKind.CANCEL, 0, wire.encode_ids([99]))
+    server.send(FrameKind.BATCH, 5, *batch(b"a"))
+    server.hear_started()
+    assert text(server.hear_outcome()) == b"a"
+
+
+def test_in_a_failed_batch_each_item_runs_alone_with_a_start_of_its_own(server: Server, store: Any) -> None:
+    server.load(store.add("poison"))
+    server.send(FrameKind.BATCH, 5, *batch(b"a", b"poison", b"b"))
+    assert server.hear_started() == [1, 2, 3]
+    for number in (1, 2, 3):
+        assert server.hear_started() == [number]
+        outcome = server.hear_outcome()
+        assert outcome.job_id == number
+        assert isinstance(outcome.error, HandlerError) is (number == 2)
+
+
+def test_without_isolation_a_failed_batch_fails_whole(server: Server, store: Any) -> None:
+    server.load(store.add("poison"), isolate_failures=False)
+    server.send(FrameKind.BATCH, 5, *batch(b"a", b"poison"))
+    server.hear_started()
+    assert [type(server.hear_outcome().error) for _ in range(2)] == [HandlerError, HandlerError]
+
+
+def test_metrics_follow_the_answers(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    server.send(FrameKind.BATCH, 5, *batch(b"a"))
+    server.hear_started()
+    server.hear_outcome()
+    metrics = server.connection.recv()
+    assert metrics.kind is FrameKind.METRICS
+    (line,) = wire.decode_json(metrics)["lines"]
+    assert line.startswith("PredictionTime.Milliseconds:")
+
+
+def test_a_call_to_another_model_waits_for_its_own_result_and_keeps_what_else_comes() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        server, worker = BlockingConnection(ours), loop._Loop(BlockingConnection(theirs))
+        answers: list[Outcome] = []
+        question = InferRequest(id="q", model="other", inputs=[], headers=[])
+        thread = threading.Thread(target=lambda: answers.append(worker.call(question)))
+        thread.start()
+        call = server.recv()
+        assert (call.kind, wire.decode_batch(call)[0].request) == (FrameKind.CALL, question)
+        server.send(encode(FrameKind.STOP, 0))
+        meta, buffers = wire.encode_outcome(Outcome(0, status=201))
+        server.send(encode(FrameKind.RESULT, call.conversation, meta, buffers))
+        thread.join(10)
+        assert answers[0].status == 201
+        assert worker._next().kind is FrameKind.STOP
