@@ -35,12 +35,16 @@ class Instance:
         Raises:
             ConfigError: the pid file cannot be written.
         """
-        fd = self._open(os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
-            return False
+        while True:
+            fd = self._open(os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(fd)
+                return False
+            if self._is_pid_file(fd):
+                break
+            os.close(fd)  # its holder removed it between our open and our lock
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
@@ -87,8 +91,16 @@ class Instance:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _open(self, flags: int) -> int:
+    def _is_pid_file(self, fd: int) -> bool:
         try:
-            return os.open(self.pid_file, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            return os.path.samestat(os.fstat(fd), os.lstat(self.pid_file))
+        except FileNotFoundError:
+            return False
+
+    def _open(self, flags: int) -> int:
+        # Without O_NONBLOCK a named pipe put in its place would hang us.
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(self.pid_file, flags, 0o644)
         except OSError as error:
             raise ConfigError(f"cannot use the pid file {self.pid_file}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from scripted import ScriptedLauncher, ScriptedWorker, broken
 
 from mms_lite import wire
 from mms_lite.engine.model import Model
-from mms_lite.engine.pool import backoff
+from mms_lite.engine.worker import backoff
 from mms_lite.errors import (
     BackendMissing,
     DeadlineExceeded,
@@ -232,7 +232,7 @@ async def test_a_request_that_no_worker_lives_to_start_is_given_up_after_some_at
 ) -> None:
     # What kills a worker while it reads the frame (no memory, or over the limit) comes back each time.
     model, _ = await loaded(make_model, launcher, workers=1)
-    monkeypatch.setattr("mms_lite.engine.pool._BACKOFF_LAST_S", 0.01)
+    monkeypatch.setattr("mms_lite.engine.worker._BACKOFF_LAST_S", 0.01)
     asked = send(model)
     for worker in launcher.started:  # grows while it is walked
         await worker.hear_batch()

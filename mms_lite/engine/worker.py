@@ -1,0 +1,439 @@
+"""The life of one worker as the server sees it: boot, pull, death, restart, time-outs.
+
+A worker that ends fails the jobs it had started and gives the others back to the head of the queue: a job
+that may have killed its worker is never tried again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from mms_lite import wire
+from mms_lite.engine.batcher import Job
+from mms_lite.engine.launcher import Channel, Exit
+from mms_lite.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    LoadError,
+    OutOfMemory,
+    ServingError,
+    WorkerDied,
+    from_wire,
+)
+from mms_lite.transport import Frame, FrameKind, ProtocolError, encode
+from mms_lite.types import WorkerState, WorkerStatus
+from mms_lite.wire import Item, Outcome
+
+if TYPE_CHECKING:
+    from mms_lite.engine.pool import WorkerPool
+
+BOOT_ATTEMPTS = 3
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_LAST_S = 30.0
+_AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
+_MAX_RETURNS = 3  # a job whose workers end before they start it may be what ends them
+_RETIRE_S = 5.0  # a worker that was told to stop has this long
+
+_log = logging.getLogger("mms_lite.engine")
+_metrics_log = logging.getLogger("mms_lite.model_metrics")
+
+
+def backoff(failures: int) -> float:
+    """Return the pause in seconds before the next start after so many failures in a row, with jitter."""
+    if failures <= 0:
+        return 0.0
+    return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 20)) * random.uniform(0.75, 1.25)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """A batch that a worker holds: its unanswered jobs, and which of them it has started."""
+
+    jobs: dict[int, Job]
+    started: set[int] = field(default_factory=set)
+    started_at: float = 0.0
+    due: float = 0.0  # when it has taken too long, on the loop's clock; set when its turn comes
+
+
+class Worker:
+    """One place in the pool, filled by one process after another."""
+
+    def __init__(self, pool: WorkerPool, number: int) -> None:
+        self.state = WorkerState.STARTING
+        self.number = number
+        self.restarts = 0
+        self.last_exit: str | None = None
+        self.failure: ServingError | None = None
+        self.settled = asyncio.Event()  # loaded for the first time, or given up
+        self._pool = pool
+        self._spec = pool.spec
+        self._channel: Channel | None = None
+        self._started_at = 0.0
+        self._batches: dict[int, _Batch] = {}
+        self._conversations = itertools.count(1)
+        self._free = asyncio.Event()
+        self._loaded: asyncio.Future[dict[str, Any]] | None = None
+        self._boots_failed = 0  # in a row
+        self._crashes = 0  # in a row, without an answer in between
+        self._timer: asyncio.TimerHandle | None = None
+        self._batch_s = _AHEAD_BELOW_S  # running mean of a batch's duration
+        self._calls: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The worker's name in logs and in `describe`."""
+        return f"W-{self._spec.name[:25]}-{self.number}"
+
+    @property
+    def device(self) -> int | None:
+        """The GPU this worker is given, None for CPU."""
+        devices = self._spec.devices
+        return devices[self.number % len(devices)] if devices else None
+
+    @property
+    def in_flight(self) -> int:
+        """How many jobs the worker holds."""
+        return sum(len(batch.jobs) for batch in self._batches.values())
+
+    def start(self) -> None:
+        """Begin to live."""
+        self._task = asyncio.get_running_loop().create_task(self._live(), name=self.name)
+
+    async def retire(self, *, grace_s: float) -> None:
+        """Take no more work, finish what is held within `grace_s`, then end."""
+        self.state = WorkerState.STOPPING
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        channel = self._channel
+        if channel is not None and channel.ended.done() and self._batches:
+            self._clean_up(channel.ended.result())  # it ended in the moment in which it was retired
+        elif channel is not None and not channel.ended.done():
+            if self._loaded is not None and self._loaded.done():
+                await self._finish_held(channel, grace_s)
+                channel.send(encode(FrameKind.STOP, 0))
+                await asyncio.wait([channel.ended], timeout=_RETIRE_S if not self._batches else 0)
+            channel.kill()
+            self._clean_up(await channel.ended)
+        self.state = WorkerState.STOPPED
+        self.settled.set()
+
+    def kill(self) -> None:
+        """End the process at once; what it holds is settled when it is gone."""
+        if self._channel is not None:
+            self._channel.kill()
+
+    def status(self) -> WorkerStatus:
+        """Describe the worker as it is now."""
+        pid = self._channel.pid if self._channel is not None and not self._channel.ended.done() else None
+        memory = 0
+        if pid is not None:
+            with contextlib.suppress(psutil.Error):
+                memory = psutil.Process(pid).memory_info().rss
+        return WorkerStatus(
+            id=self.name,
+            state=self.state,
+            pid=pid,
+            started_at=self._started_at,
+            restarts=self.restarts,
+            memory_bytes=memory,
+            device=self.device,
+            last_exit=self.last_exit,
+        )
+
+    async def _live(self) -> None:
+        while True:
+            self.state = WorkerState.STARTING
+            try:
+                error = await self._boot()
+            except Exception as defect:
+                _log.exception("%s: a defect while it started", self.name)
+                error = LoadError(f"the worker cannot be started: {type(defect).__name__}: {defect}")
+                self.kill()
+            if error is None:
+                self._boots_failed = 0
+                self.failure = None
+                self.state = WorkerState.READY
+                self.settled.set()
+                await self._serve()
+            else:
+                self._boots_failed += 1
+                self.failure = error
+                _log.warning("%s did not start: %s", self.name, error.message)
+                if self._boots_failed >= BOOT_ATTEMPTS:
+                    self.state = WorkerState.FAILED
+                    self.settled.set()
+                    self._pool.gave_up()
+                    return
+            self.restarts += 1
+            self.state = WorkerState.BACKOFF
+            pause_s = backoff(max(self._boots_failed, self._crashes))
+            _log.info("%s starts again in %.1f s", self.name, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _boot(self) -> ServingError | None:
+        loop = asyncio.get_running_loop()
+        self._started_at = time.time()
+        self._loaded = loop.create_future()
+        try:
+            channel = self._pool.launch(self.name, self._on_frame)
+        except LoadError as failure:
+            return failure
+        self._channel = channel
+        channel.send(encode(FrameKind.LOAD, 0, wire.encode_json(self._load_message())))
+        waited: list[asyncio.Future[Any]] = [self._loaded, channel.ended]
+        await asyncio.wait(waited, timeout=self._spec.load_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._loaded.done():
+            reported = self._loaded.result().get("error")
+            if reported is None:
+                return None
+            error: ServingError = from_wire(reported)
+            await asyncio.wait([channel.ended], timeout=_RETIRE_S)
+        elif not channel.ended.done():
+            error = LoadError(f"the model did not load within {self._spec.load_timeout_s:g} s")
+        else:
+            error = LoadError("the worker ended while it loaded the model")
+        channel.kill()
+        ended = await channel.ended
+        self.last_exit = ended.text
+        if "traceback" not in error.details:
+            lines = [line for line in ended.lines if line.strip()]
+            last = f" ({ended.text}); last line: {lines[-1]}" if lines else f" ({ended.text})"
+            kind = type(error) if isinstance(error, (LoadError, OutOfMemory)) else LoadError
+            error = kind(error.message + last, log=list(ended.lines))
+        return error
+
+    def _load_message(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "name": spec.name,
+            "version": spec.version,
+            "path": spec.path,
+            "backend": spec.backend,
+            "handler": spec.handler,
+            "batch_size": spec.batch_size,
+            "device": self.device,
+            "manifest": spec.manifest,
+            "decode_input_request": spec.decode_input_request,
+            "isolate_failures": spec.isolate_failures,
+        }
+
+    async def _serve(self) -> None:
+        channel = self._channel
+        assert channel is not None  # _boot made it
+        self._free.set()
+        puller = asyncio.get_running_loop().create_task(self._pull(channel))
+        try:
+            await asyncio.wait([channel.ended])
+        finally:
+            puller.cancel()
+            await asyncio.wait([puller])
+        self._crashes += 1
+        self._clean_up(channel.ended.result())
+
+    async def _pull(self, channel: Channel) -> None:
+        try:
+            while True:
+                await self._free.wait()
+                self._dispatch(channel, await self._pool.queue.next_batch())
+        except Exception:
+            _log.exception("%s: a defect in the pull loop; the worker is restarted", self.name)
+            channel.kill()
+
+    def _dispatch(self, channel: Channel, jobs: list[Job]) -> None:
+        batch, parts = _Batch({}), []
+        for job in jobs:
+            try:
+                parts.append(wire.encode_item(Item(job.id, job.remaining_ms, job.request)))
+            except InvalidRequest as error:
+                job.fail(error)
+                continue
+            batch.jobs[job.id] = job
+            job.on_death = self._cancel
+        if not parts:
+            return
+        number = next(self._conversations)
+        self._batches[number] = batch
+        if len(self._batches) == 1:
+            self._arm(batch)  # one sent ahead has its turn when the first is done
+        self._free.clear()
+        self.state = WorkerState.BUSY
+        meta, buffers = wire.join_batch(parts)
+        channel.send(encode(FrameKind.BATCH, number, meta, buffers))
+
+    def feed_ahead(self) -> None:
+        """Send the next full batch while one runs, so that the worker need not wait for it. For the pool.
+
+        Only where batches are short: a batch sent ahead is bound to its worker.
+        """
+        if self.state is WorkerState.BUSY and len(self._batches) == 1 and self._batch_s < _AHEAD_BELOW_S:
+            jobs = self._pool.queue.take_ahead()
+            if jobs and self._channel is not None:
+                self._dispatch(self._channel, jobs)
+
+    def _arm(self, batch: _Batch) -> None:
+        """Give a batch its full time from now on. One timer serves all: it looks again when it came early."""
+        loop = asyncio.get_running_loop()
+        batch.due = loop.time() + self._spec.response_timeout_s
+        if self._timer is None:
+            self._timer = loop.call_at(batch.due, self._check_time)
+
+    def _check_time(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for batch in self._batches.values():  # the first one runs, or should
+            if batch.due > loop.time():
+                self._timer = loop.call_at(batch.due, self._check_time)
+            else:
+                self._time_out(batch)
+            return
+
+    def _time_out(self, batch: _Batch) -> None:
+        limit_s = self._spec.response_timeout_s
+        _log.warning("%s gave no answer within %g s and is killed", self.name, limit_s)
+        for job_id in batch.started:
+            if job_id in batch.jobs:
+                error = DeadlineExceeded(f"the model gave no answer within {limit_s:g} s", by="server")
+                batch.jobs[job_id].fail(error)
+        if self._channel is not None:
+            self._channel.kill()
+
+    def _cancel(self, job: Job) -> None:
+        for batch in self._batches.values():
+            if job.id in batch.jobs and job.id not in batch.started and self._channel is not None:
+                self._channel.send(encode(FrameKind.CANCEL, 0, wire.encode_ids([job.id])))
+
+    def _on_frame(self, frame: Frame) -> None:
+        try:
+            self._take_frame(frame)
+        except ProtocolError as error:
+            _log.error("%s broke the protocol and is killed: %s", self.name, error)
+            self.kill()
+        except Exception:
+            _log.exception("%s sent a frame that cannot be taken and is killed", self.name)
+            self.kill()
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.OUTCOME:
+            self._take_outcome(frame.conversation, wire.decode_outcome(frame))
+        elif frame.kind is FrameKind.STARTED:
+            batch = self._batches.get(frame.conversation)
+            if batch is not None:
+                batch.started.update(wire.decode_ids(frame))
+                batch.started_at = time.monotonic()
+                self._arm(batch)
+        elif frame.kind is FrameKind.METRICS:
+            lines = [str(line) for line in wire.decode_json(frame).get("lines", [])]
+            _metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})
+        elif frame.kind is FrameKind.LOADED:
+            if self._loaded is not None and not self._loaded.done():
+                self._loaded.set_result(wire.decode_json(frame))
+        elif frame.kind is FrameKind.CALL:
+            task = asyncio.get_running_loop().create_task(self._call(frame))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+        else:
+            raise ProtocolError(f"a worker sent a {frame.kind.name} frame")
+
+    def _take_outcome(self, number: int, outcome: Outcome) -> None:
+        batch = self._batches.get(number)
+        job = batch.jobs.get(outcome.job_id) if batch is not None else None
+        if batch is None or job is None:
+            raise ProtocolError(f"an answer for job {outcome.job_id}, which it does not hold")
+        job.finish(outcome)
+        if not outcome.final:
+            return
+        job.on_death = None
+        del batch.jobs[outcome.job_id]
+        self._pool.queue.count_answer()
+        if batch.jobs:
+            return
+        self._finish_batch(number, batch)
+
+    def _finish_batch(self, number: int, batch: _Batch) -> None:
+        del self._batches[number]
+        self._crashes = 0
+        if batch.started:
+            self._batch_s += (time.monotonic() - batch.started_at - self._batch_s) / 8
+        for following in self._batches.values():
+            self._arm(following)
+            self.feed_ahead()
+            return
+        self._free.set()
+        if self.state is WorkerState.BUSY:
+            self.state = WorkerState.READY
+
+    async def _call(self, frame: Frame) -> None:
+        """Answer a worker that asks another model."""
+        try:
+            (item,) = wire.decode_batch(frame)
+            outcome = await self._pool.call(item)
+        except ServingError as error:
+            outcome = Outcome(0, error=error)
+        except (ProtocolError, ValueError) as error:
+            outcome = Outcome(0, error=InvalidRequest(f"malformed call: {error}"))
+        except Exception:
+            _log.exception("%s: a defect in a call to another model", self.name)
+            outcome = Outcome(0, error=ServingError("internal error"))
+        meta, buffers = wire.encode_outcome(outcome)
+        if self._channel is not None:
+            self._channel.send(encode(FrameKind.RESULT, frame.conversation, meta, buffers))
+
+    async def _finish_held(self, channel: Channel, grace_s: float) -> None:
+        if not self._batches:
+            return
+        self._free.clear()
+        idle = asyncio.get_running_loop().create_task(self._free.wait())
+        waited: list[asyncio.Future[Any]] = [idle, channel.ended]
+        await asyncio.wait(waited, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+
+    def _clean_up(self, ended: Exit) -> None:
+        """Settle what a process that has ended still held."""
+        held = list(self._batches.values())
+        self._batches.clear()
+        for task in self._calls:
+            task.cancel()
+        failed, returned = 0, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for batch in held:
+            for job in batch.jobs.values():
+                job.on_death = None
+                if job.id in batch.started:
+                    job.fail(_death(ended))
+                    failed += 1
+                    continue
+                job.returned += 1
+                if job.returned < _MAX_RETURNS:
+                    returned.append(job)
+                else:
+                    job.fail(_death(ended))
+                    failed += 1
+        self._pool.queue.put_back(returned)
+        self.last_exit = ended.text
+        _log.log(
+            logging.INFO if self.state is WorkerState.STOPPING and not held else logging.WARNING,
+            "%s ended: %s; %d of its requests failed, %d went back to the queue",
+            self.name,
+            ended.text,
+            failed,
+            len(returned),
+        )
+
+
+def _death(ended: Exit) -> ServingError:
+    if ended.out_of_memory:
+        return OutOfMemory("the worker ran out of memory")
+    return WorkerDied(f"the worker ended with the request in flight: {ended.text}")
