@@ -152,7 +152,7 @@ def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, rep
     try:
         level, note = logs.log_config_level(Path(log_config)) if log_config else (None, "")
         config = loaded.config
-        logs.configure(
+        router = logs.configure(
             config.log_location,
             config.metrics_location,
             console=report_fd is None,
@@ -160,7 +160,7 @@ def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, rep
         )
         for text in filter(None, (*loaded.notes, note)):
             logging.getLogger("mms_lite").warning("%s", text)
-        return server.serve(loaded.config, report=report, instance=instance)
+        return server.serve(loaded.config, report=report, access=router.access, instance=instance)
     except ConfigError as error:
         report({"event": "failed", "message": f"Invalid configuration: {error.message}"})
         return EXIT_CONFIGURATION
@@ -227,7 +227,7 @@ def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, sai
     for event in _events(receiving, time.monotonic() + config.start_timeout_s):
         _print_event(event)
         if event["event"] == "ready":
-            click.echo(f"Logs: {config.log_location.absolute()}")
+            _say(f"Logs: {config.log_location.absolute()}")
             return True
         if event["event"] == "failed":
             raise _Exit("Model server was not started.", server.wait(config.drain_timeout_s + _KILL_AFTER_S))
@@ -272,15 +272,23 @@ def _pipe_events(fd: int) -> Callable[[Mapping[str, Any]], None]:
 def _print_event(event: Mapping[str, Any]) -> None:
     kind = event["event"]
     if kind == "model" and event["error"] is None:
-        click.echo(f"Model {event['model']}: ready after {event['seconds']:.1f} s")
+        _say(f"Model {event['model']}: ready after {event['seconds']:.1f} s")
     elif kind == "model":
-        click.echo(f"Model {event['model']}: FAILED: {event['error']}")
+        _say(f"Model {event['model']}: FAILED: {event['error']}")
     elif kind == "failed":
-        click.echo(event["message"])
+        _say(event["message"])
     elif kind == "ready":
-        click.echo(f"Inference API:  {event['inference_address']}")
-        click.echo(f"Management API: {event['management_address']}")
-        click.echo("Model server started.")
+        _say(f"Inference API:  {event['inference_address']}")
+        _say(f"Management API: {event['management_address']}")
+        _say("Model server started.")
+
+
+def _say(text: str) -> None:
+    """Print a line. Who reads no more, as `grep -q` once it has found its word, does not end the server."""
+    try:
+        click.echo(text)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _stop(instance: Instance) -> None:

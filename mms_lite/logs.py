@@ -17,6 +17,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
+from typing import cast
 
 from mms_lite.errors import ConfigError
 
@@ -82,6 +83,25 @@ def _open_files(log_dir: Path, metrics_dir: Path) -> list[logging.Handler]:
     return files
 
 
+class _AccessLine:
+    """What the formatter needs of a LogRecord, for the one line that every request costs."""
+
+    __slots__ = ("created", "message")
+    name = ACCESS
+    levelno = logging.INFO
+    levelname = "INFO"
+    threadName = "http"
+    exc_text = None
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        self.created = time.time()
+
+    @property
+    def msecs(self) -> float:
+        return self.created % 1 * 1000
+
+
 class LogRouter(logging.Handler):
     """The one handler on the root logger: completes each record and hands it to the writing threads."""
 
@@ -115,6 +135,12 @@ class LogRouter(logging.Handler):
         for sink in self._sinks:
             sink.put(record)
 
+    def access(self, line: str) -> None:
+        """Queue a line of the access log. Cheaper than its logger, by a fifth of a small request's cost."""
+        record = _AccessLine(line)
+        for sink in self._sinks:
+            sink.put(record)
+
     def close(self) -> None:
         """Write what waits, for a few seconds at most, close the files, give the root logger back."""
         logging.getLogger().removeHandler(self)
@@ -131,7 +157,7 @@ class _Sink:
 
     def __init__(self, name: str, handlers: list[logging.Handler]) -> None:
         self._handlers = handlers
-        self._queue: SimpleQueue[logging.LogRecord | None] = SimpleQueue()
+        self._queue: SimpleQueue[logging.LogRecord | _AccessLine | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._dropped = 0
         self._reported = 0
@@ -141,7 +167,7 @@ class _Sink:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, record: logging.LogRecord) -> None:
+    def put(self, record: logging.LogRecord | _AccessLine) -> None:
         if self._queue.qsize() < _WAITING_RECORDS:
             self._queue.put(record)
         else:
@@ -176,7 +202,8 @@ class _Sink:
             for handler in self._handlers:
                 handler.flush()
 
-    def _write(self, record: logging.LogRecord) -> None:
+    def _write(self, line: logging.LogRecord | _AccessLine) -> None:
+        record = cast(logging.LogRecord, line)
         for handler in self._handlers:
             # Not handle(): only this thread writes, and a lock held in a hanging write would block exit.
             if record.levelno >= handler.level and handler.filter(record):

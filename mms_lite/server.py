@@ -25,7 +25,7 @@ import psutil
 
 from mms_lite.config import Address, Config
 from mms_lite.engine.engine import Engine
-from mms_lite.engine.launcher import Launcher, ProcessLauncher
+from mms_lite.engine.launcher import ProcessLauncher
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
 from mms_lite.errors import ConfigError, ServingError
 from mms_lite.frontends import mms
@@ -48,10 +48,10 @@ _log = logging.getLogger("mms_lite.server")
 class Server:
     """One configured server. `run` serves until a signal or `stop`, and returns the exit code."""
 
-    def __init__(self, config: Config, *, report: Report, launcher: Launcher | None = None) -> None:
+    def __init__(self, config: Config, *, report: Report, access: Callable[[str], None]) -> None:
         self._config = config
         self._report = report
-        self._launcher = launcher
+        self._access = access
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -70,6 +70,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         _allow_many_files()
+        _let_models_run()
         work_dir = await asyncio.to_thread(_make_work_dir, self._config.temp_directory)
         try:
             return await self._serve(work_dir, instance)
@@ -86,6 +87,7 @@ class Server:
             instance.describe({"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s, **addresses})
             self._report({"event": "listening", **addresses})
             code = await self._load(engine, models)
+            gc.set_threshold(20_000, 20, 50)
             gc.freeze()  # what start-up made stays: later collections need not look at it
             if code == EXIT_OK and not self._stopping.is_set():
                 self._report({"event": "ready", **addresses})
@@ -108,7 +110,7 @@ class Server:
             decode_input_request=config.decode_input_request,
         )
         models = MarRepository(config.model_store, work_dir, defaults)
-        launcher = self._launcher or ProcessLauncher(max_frame_bytes=config.max_frame_bytes)
+        launcher = ProcessLauncher(max_frame_bytes=config.max_frame_bytes)
         engine = Engine(
             models,
             launcher,
@@ -138,7 +140,7 @@ class Server:
             ]
         bound: dict[str, str] = {}
         for name, address, protocol in wanted:
-            listener = HttpListener(protocol, limits)
+            listener = HttpListener(protocol, limits, access=self._access)
             listeners.append(listener)
             bound[name] = await _bind(listener, address)
         bound.setdefault("management_address", bound["inference_address"])
@@ -198,6 +200,16 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _let_models_run() -> None:
+    """Have the kernel finish a worker's time slice before it wakes this thread on the same core (Linux).
+
+    Where the cores are full, each answer would else interrupt the model that was about to start its next
+    batch. On a free core the thread wakes as fast as ever. Workers inherit it.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def _make_work_dir(root: Path | None) -> Path:
     """Make a folder for extracted archives, and remove those of servers that were killed.
 
@@ -207,15 +219,23 @@ def _make_work_dir(root: Path | None) -> Path:
     folder = Path(root or tempfile.gettempdir())
     for left in folder.glob(f"{_WORK_PREFIX}*"):
         pid = left.name.removeprefix(_WORK_PREFIX).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)) and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another server that starts removed it first
+            if pid.isdecimal() and left.stat().st_uid == os.getuid() and _has_ended(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
     try:
         return Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-", dir=folder))
     except OSError as error:
         raise ConfigError(f"cannot make a folder for models in {folder}: {error.strerror}") from error
 
 
-def serve(config: Config, *, report: Report, instance: Instance) -> int:
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def serve(config: Config, *, report: Report, access: Callable[[str], None], instance: Instance) -> int:
     """Run a server on an event loop of its own (uvloop where installed) and return the exit code.
 
     Raises:
@@ -229,12 +249,8 @@ def serve(config: Config, *, report: Report, instance: Instance) -> int:
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(_run(config, report, instance))
+        return loop.run_until_complete(Server(config, report=report, access=access).run(instance))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
-
-
-async def _run(config: Config, report: Report, instance: Instance) -> int:
-    return await Server(config, report=report).run(instance)

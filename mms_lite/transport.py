@@ -25,7 +25,6 @@ _LENGTH = struct.Struct("!Q")
 _SCRATCH_BYTES = 64 * 1024
 _DIRECT_BYTES = 16 * 1024  # a buffer that still wants this much is received in place, without a copy
 _IOV_MAX = 512  # under every system's limit for one sendmsg
-_READS_PER_EVENT = 16  # then other connections get their turn
 DEFAULT_MAX_FRAME_BYTES = 1 << 30
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -334,9 +333,9 @@ class AsyncConnection:
         self._fail(None)
 
     def _readable(self) -> None:
-        for _ in range(_READS_PER_EVENT):
-            if self.closed or not self._read_once():
-                return
+        # One read: the loop calls again if there is more, and others get their turn.
+        if not self.closed:
+            self._read_once()
 
     def _read_once(self) -> bool:
         try:

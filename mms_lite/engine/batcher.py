@@ -290,16 +290,16 @@ class JobQueue:
                 while not self._jobs:
                     await self._wait_for_arrival()
                 await self._wait_for_more()
-                batch = self._take()
+                batch = self._select()
                 if batch:
-                    return batch
+                    return self._take(batch)
 
     def take_ahead(self) -> list[Job]:
         """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
         if self._collecting.locked():
             return []
         selected = self._select()
-        return self._take() if sum(job.size for job in selected) >= self._batch_size else []
+        return self._take(selected) if sum(job.size for job in selected) >= self._batch_size else []
 
     def clear(self, error: ServingError) -> None:
         """Fail the jobs that wait."""
@@ -391,8 +391,7 @@ class JobQueue:
             self._drop(job)
         return selected
 
-    def _take(self) -> list[Job]:
-        batch = self._select()
+    def _take(self, batch: list[Job]) -> list[Job]:
         for job in batch:
             del self._jobs[job.id]
             job.on_death = None

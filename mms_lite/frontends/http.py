@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import ssl
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from aiohttp import abc, hdrs, web
+from aiohttp import HttpVersion11, abc, hdrs, web
 
 from mms_lite.errors import InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge, ServingError
 from mms_lite.frontends.message import (
@@ -42,8 +43,11 @@ _access_log = logging.getLogger(ACCESS)
 class HttpListener:
     """One listening address, all of whose requests go to one protocol."""
 
-    def __init__(self, protocol: HttpProtocol, limits: Limits) -> None:
+    def __init__(
+        self, protocol: HttpProtocol, limits: Limits, *, access: Callable[[str], None] = _access_log.info
+    ) -> None:
         self.limits = limits
+        self._access = access
         self._protocol = protocol
         self._server: _Server | None = None
         self._listening: asyncio.Server | None = None
@@ -110,19 +114,24 @@ class HttpListener:
             self._active -= 1
             if self._drained is not None and not self._active and not self._drained.done():
                 self._drained.set_result(None)
-            _log_access(raw, request, status, begin)
+            self._log_access(raw, request, status, begin)
         return _Sent(keep_alive=keep_alive, unread=None if raw.content.is_eof() else connection)
 
     def refuse(self, connection: _Connection, raw: web.BaseRequest) -> web.StreamResponse:
         """Answer what could not be read as HTTP, for `_Connection`."""
         begin = time.monotonic()
-        request = HttpRequest("GET", "", str(uuid.uuid4()), "/", remote=connection.remote)
+        request = HttpRequest("GET", "", _request_id(), "/", remote=connection.remote)
         response = self._protocol.spell(InvalidRequest("Invalid HTTP message."), "")
         pieces = encode_response("GET", response, request.id, keep_alive=False)
         if raw.transport is not None:
             raw.transport.write(b"".join(pieces))
-        _log_access(raw, request, response.status, begin)
+        self._log_access(raw, request, response.status, begin)
         return _Sent(keep_alive=False, unread=connection)
+
+    def _log_access(self, raw: web.BaseRequest, request: HttpRequest, status: int, begin: float) -> None:
+        version = "HTTP/1.1" if raw.version == HttpVersion11 else f"HTTP/{raw.version[0]}.{raw.version[1]}"
+        ms = int((time.monotonic() - begin) * 1000)
+        self._access(access_line(request.remote, request.method, request.raw_path, version, status, ms))
 
     async def _answer(self, raw: web.BaseRequest, request: HttpRequest) -> HttpResponse:
         """Return the answer, whatever happens.
@@ -315,7 +324,12 @@ def _request(raw: web.BaseRequest, remote: str) -> HttpRequest:
         target = target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     path, query = split_target(target)
     headers = [(k.decode("latin-1"), v.decode("utf-8", "surrogateescape")) for k, v in raw.raw_headers]
-    return HttpRequest(raw.method, path, str(uuid.uuid4()), target, query, headers, bytearray(), remote)
+    return HttpRequest(raw.method, path, _request_id(), target, query, headers, bytearray(), remote)
+
+
+def _request_id() -> str:
+    """Return a random UUID. It names a request and guards nothing: no system call for it."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 async def _send(raw: web.BaseRequest, pieces: Sequence[Buffer], idle_s: float) -> None:
@@ -337,11 +351,3 @@ async def _send(raw: web.BaseRequest, pieces: Sequence[Buffer], idle_s: float) -
         await raw.writer.drain()
     finally:
         stall.stop()
-
-
-def _log_access(raw: web.BaseRequest, request: HttpRequest, status: int, begin: float) -> None:
-    if _access_log.isEnabledFor(logging.INFO):
-        version = f"HTTP/{raw.version[0]}.{raw.version[1]}"
-        ms = int((time.monotonic() - begin) * 1000)
-        line = access_line(request.remote, request.method, request.raw_path, version, status, ms)
-        _access_log.info("%s", line)
