@@ -224,19 +224,23 @@ def _open_output(folder: Path) -> BinaryIO:
 
 def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, said_before: int) -> bool:
     """Print what the starting server reports until it is ready; its output before `said_before` is older."""
-    for event in _events(receiving, time.monotonic() + config.start_timeout_s):
+    until = time.monotonic() + config.start_timeout_s
+    event: Mapping[str, Any] = {"event": ""}
+    for event in _events(receiving, until):
         _print_event(event)
         if event["event"] == "ready":
             _say(f"Logs: {config.log_location.absolute()}")
             return True
         if event["event"] == "failed":
-            raise _Exit("Model server was not started.", server.wait(config.drain_timeout_s + _KILL_AFTER_S))
-    if server.poll() is None:
-        try:
-            server.wait(1.0)
-        except subprocess.TimeoutExpired:
-            text = f"Model server was not ready within {config.start_timeout_s:g} s and was ended."
-            raise _Exit(text, EXIT_START_TIMEOUT) from None
+            until = time.monotonic() + config.drain_timeout_s
+            break
+    try:
+        server.wait(max(0.0, until - time.monotonic()) + 1.0)
+    except subprocess.TimeoutExpired:
+        text = f"Model server was not ready within {config.start_timeout_s:g} s and was ended."
+        raise _Exit(text, EXIT_START_TIMEOUT) from None
+    if event["event"] == "failed":
+        raise _Exit("Model server was not started.", server.returncode)
     said = (config.log_location / _OUTPUT_FILE).read_bytes()[said_before:]
     lines = said.decode("utf-8", "replace").splitlines()[-5:]
     text = "\n".join([f"Model server ended with exit code {server.returncode} while it started.", *lines])
@@ -296,17 +300,21 @@ def _stop(instance: Instance) -> None:
     if pid is None:
         click.echo("Model server is not currently running.")
         return
-    drain_s = float(instance.state().get("drain_timeout_s", 30.0))
-    _end(pid, drain_s)
+    state = instance.state()
+    _end(pid, float(state.get("drain_timeout_s", 30.0)), stopping=bool(state.get("stopping")))
     click.echo("Model server stopped.")
 
 
-def _end(pid: int, drain_s: float) -> None:
-    """Let a server drain and end; kill it and what it started if it does not."""
+def _end(pid: int, drain_s: float, *, stopping: bool = False) -> None:
+    """Let a server drain and end; kill it and what it started if it does not.
+
+    One that is `stopping` is only waited for: a second signal would cut its drain short.
+    """
     try:
         server = psutil.Process(pid)
         children = server.children(recursive=True)
-        server.send_signal(signal.SIGTERM)
+        if not stopping:
+            server.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:
         return
     except psutil.AccessDenied as error:

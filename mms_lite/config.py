@@ -146,7 +146,7 @@ class Config:
         "", TEXT, "Load at start: `ALL` in model_store, or `[name=]location,...`", flag="--models"
     )
     default_workers_per_model: int = _option(
-        0, INTEGER, "Workers where none are asked for; 0: one per GPU, else per CPU.", minimum=0
+        0, INTEGER, "Workers where none are asked for; 0: at start one per GPU, else CPU.", minimum=0
     )
     response_timeout_s: float = _option(
         120.0, SECONDS, "How long one batch may run in a worker.", minimum=0.1, key=SECONDS_KEY
@@ -156,7 +156,9 @@ class Config:
     max_request_size: int = _option(6_553_500, BYTES, "Largest request body (MMS API).", minimum=1)
     max_response_size: int = _option(6_553_500, BYTES, "Largest response body (MMS API).", minimum=1)
     max_frame_bytes: int = _option(GIB, BYTES, "Largest message between server and worker.", minimum=1)
-    max_bytes_in_flight: int = _option(GIB, BYTES, "Largest sum of all request bodies held.", minimum=1)
+    max_bytes_in_flight: int = _option(
+        GIB, BYTES, "Largest sum of request bodies held, per address.", minimum=1
+    )
     drain_timeout_s: float = _option(30.0, SECONDS, "How long a stop waits for open requests.", minimum=0)
     start_timeout_s: float = _option(
         300.0, SECONDS, "How long `--start` waits until ready.", flag="--start-timeout", minimum=1

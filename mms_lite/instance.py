@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from mms_lite.errors import ConfigError
 
 _PID_FILE = ".model_server.pid"
 _STATE_FILE = ".model_server.json"
+_LOCK_TRIES = 5
+_LOCK_PAUSE_S = 0.02
 
 
 class Instance:
@@ -37,9 +40,8 @@ class Instance:
         """
         while True:
             fd = self._open(os.O_RDWR | os.O_CREAT)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            assert fd is not None  # it is created
+            if not _lock(fd):
                 os.close(fd)
                 return False
             if self._is_pid_file(fd):
@@ -51,10 +53,12 @@ class Instance:
         return True
 
     def describe(self, state: Mapping[str, Any]) -> None:
-        """Write what others may know of this server: addresses, pid, drain time."""
-        scratch = self.state_file.with_suffix(f".{os.getpid()}")
-        scratch.write_text(json.dumps(dict(state), indent=2) + "\n")
-        scratch.replace(self.state_file)
+        """Write what others may know of this server: addresses, pid, drain time, whether it is stopping."""
+        fd, scratch = tempfile.mkstemp(prefix=_STATE_FILE, dir=self.state_file.parent)
+        with os.fdopen(fd, "w") as file:
+            file.write(json.dumps(dict(state), indent=2) + "\n")
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, self.state_file)
 
     def release(self) -> None:
         """Remove both files and let go of the lock."""
@@ -70,9 +74,9 @@ class Instance:
         Raises:
             ConfigError: the pid file cannot be read.
         """
-        if not self.pid_file.exists():
+        fd = self._open(os.O_RDONLY, missing_ok=True)
+        if fd is None:
             return None
-        fd = self._open(os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -97,10 +101,24 @@ class Instance:
         except FileNotFoundError:
             return False
 
-    def _open(self, flags: int) -> int:
+    def _open(self, flags: int, *, missing_ok: bool = False) -> int | None:
         # Without O_NONBLOCK a named pipe put in its place would hang us.
         flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             return os.open(self.pid_file, flags, 0o644)
         except OSError as error:
+            if missing_ok and isinstance(error, FileNotFoundError):
+                return None
             raise ConfigError(f"cannot use the pid file {self.pid_file}: {error.strerror}") from error
+
+
+def _lock(fd: int) -> bool:
+    """Take the lock, past those who hold it for a moment to see whether it is free."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False

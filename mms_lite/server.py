@@ -12,20 +12,16 @@ import gc
 import logging
 import os
 import resource
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mms_lite.config import Address, Config
 from mms_lite.engine.engine import Engine
-from mms_lite.engine.launcher import ProcessLauncher
+from mms_lite.engine.launcher import Guard, ProcessLauncher
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
 from mms_lite.errors import ConfigError, ServingError
 from mms_lite.frontends import mms
@@ -34,11 +30,13 @@ from mms_lite.frontends.message import HttpProtocol, Limits
 from mms_lite.instance import Instance
 from mms_lite.machine import cpu_count, gpu_count
 from mms_lite.types import LoadOptions
+from mms_lite.work_dir import WorkDir
 
 EXIT_OK = 0
 EXIT_CONFIGURATION = 1
 EXIT_MODELS_FAILED = 3
-_WORK_PREFIX = "mms-lite-"
+_ANSWERS_S = 1.0  # for answers to requests that outlasted the drain time
+_FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -53,6 +51,7 @@ class Server:
         self._report = report
         self._access = access
         self._stopping = asyncio.Event()
+        self._guard = Guard()
 
     def stop(self) -> None:
         """Begin to drain; a second call ends the process at once."""
@@ -71,20 +70,27 @@ class Server:
             loop.add_signal_handler(number, self.stop)
         _allow_many_files()
         _let_models_run()
-        work_dir = await asyncio.to_thread(_make_work_dir, self._config.temp_directory)
+        work_dir = WorkDir(self._config.temp_directory)
         try:
-            return await self._serve(work_dir, instance)
+            await asyncio.to_thread(work_dir.make)
+            self._guard.start()
+            return await self._serve(work_dir.path, instance)
         finally:
-            await asyncio.to_thread(shutil.rmtree, work_dir, ignore_errors=True)
+            await asyncio.to_thread(self._guard.close)
+            await asyncio.to_thread(work_dir.remove)
             _log.info("Model server stopped.")
 
     async def _serve(self, work_dir: Path, instance: Instance) -> int:
         config = self._config
+        if config.max_request_size + _FRAME_HEADROOM > config.max_frame_bytes:
+            raise ConfigError("max_request_size must be smaller than max_frame_bytes by a mebibyte")
         models, engine = self._build(work_dir)
         listeners: list[HttpListener] = []
+        state: dict[str, Any] = {"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s}
         try:
             addresses = await self._listen(engine, listeners)
-            instance.describe({"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s, **addresses})
+            state.update(addresses)
+            instance.describe(state)
             self._report({"event": "listening", **addresses})
             code = await self._load(engine, models)
             gc.set_threshold(20_000, 20, 50)
@@ -94,8 +100,19 @@ class Server:
                 await self._stopping.wait()
             return code
         finally:
-            _log.info("Stopping: open requests have %g s.", config.drain_timeout_s)
-            await asyncio.gather(*(each.stop(config.drain_timeout_s) for each in listeners), engine.close())
+            instance.describe({**state, "stopping": True})
+            await self._drain(engine, listeners)
+
+    async def _drain(self, engine: Engine, listeners: list[HttpListener]) -> None:
+        """Stop accepting, let open requests finish, then unload; all within drain_timeout_s."""
+        drain_s = self._config.drain_timeout_s
+        _log.info("Stopping: open requests have %g s.", drain_s)
+        until = time.monotonic() + drain_s
+        # The models stay until the requests are done: one whose body is still coming finds its model.
+        await asyncio.gather(*(listener.drain(drain_s) for listener in listeners))
+        await engine.close(drain_s=max(0.0, until - time.monotonic()))
+        # What was too slow has been refused now, and the answer is on its way.
+        await asyncio.gather(*(listener.stop(_ANSWERS_S) for listener in listeners))
 
     def _build(self, work_dir: Path) -> tuple[MarRepository, Engine]:
         config = self._config
@@ -110,12 +127,11 @@ class Server:
             decode_input_request=config.decode_input_request,
         )
         models = MarRepository(config.model_store, work_dir, defaults)
-        launcher = ProcessLauncher(max_frame_bytes=config.max_frame_bytes)
+        launcher = ProcessLauncher(max_frame_bytes=config.max_frame_bytes, guard=self._guard)
         engine = Engine(
             models,
             launcher,
             cores=cores,
-            drain_s=config.drain_timeout_s,
             unload_s=config.unregister_model_timeout_s,
         )
         return models, engine
@@ -208,31 +224,6 @@ def _let_models_run() -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _make_work_dir(root: Path | None) -> Path:
-    """Make a folder for extracted archives, and remove those of servers that were killed.
-
-    Raises:
-        ConfigError: it cannot be made.
-    """
-    folder = Path(root or tempfile.gettempdir())
-    for left in folder.glob(f"{_WORK_PREFIX}*"):
-        pid = left.name.removeprefix(_WORK_PREFIX).partition("-")[0]
-        with contextlib.suppress(FileNotFoundError):  # another server that starts removed it first
-            if pid.isdecimal() and left.stat().st_uid == os.getuid() and _has_ended(int(pid)):
-                shutil.rmtree(left, ignore_errors=True)
-    try:
-        return Path(tempfile.mkdtemp(prefix=f"{_WORK_PREFIX}{os.getpid()}-", dir=folder))
-    except OSError as error:
-        raise ConfigError(f"cannot make a folder for models in {folder}: {error.strerror}") from error
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def serve(config: Config, *, report: Report, access: Callable[[str], None], instance: Instance) -> int:

@@ -70,7 +70,6 @@ class ModelSpec:
     path: str
     url: str = ""
     handler: str = ""
-    backend: str = "mms"
     owns_path: bool = False
     batch_size: int = 1
     max_batch_delay_ms: int = 0

@@ -24,6 +24,7 @@ _OUTCOME = struct.Struct(
     "!QIBHIIII"
 )  # job, seq, final, status (0: error), tensors, shape, string, JSON bytes
 _IDS = struct.Struct("!Q")
+_MAX_REMAINING_MS = 2**63 - 1  # what the field holds
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ def encode_item(item: Item) -> tuple[bytes, list[Buffer]]:
     for pair in request.headers:
         strings.extend(pair)
     names, shapes, extra = _pack_strings(strings), _pack_shapes(request.inputs), _pack_json(rare)
-    remaining = -1 if item.remaining_ms is None else max(0, item.remaining_ms)
+    remaining = -1 if item.remaining_ms is None else min(max(0, item.remaining_ms), _MAX_REMAINING_MS)
     head = _JOB.pack(item.job_id, remaining, len(request.inputs), len(shapes), len(names), len(extra))
     return head + shapes + names + extra, [t.data for t in request.inputs]
 

@@ -125,9 +125,7 @@ class Bench:
     def engine(self) -> Engine:
         if self._engine is None:
             repository = MarRepository(self.store.folder, self.work, Defaults(**self.defaults))
-            self._engine = Engine(
-                repository, self.launcher, cores=self.cores, drain_s=self.drain_s, unload_s=self.drain_s
-            )
+            self._engine = Engine(repository, self.launcher, cores=self.cores, unload_s=self.drain_s)
         return self._engine
 
     def options(self, handler: str, name: str | None = None, **fields: Any) -> LoadOptions:
@@ -144,7 +142,7 @@ class Bench:
 
     async def close(self) -> None:
         if self._engine is not None:
-            await self._engine.close()
+            await self._engine.close(drain_s=self.drain_s)
 
 
 def own_children() -> list[psutil.Process]:

@@ -6,9 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from mms_lite import server
 from mms_lite.config import Address, Config
 from mms_lite.errors import ConfigError
 from mms_lite.instance import Instance
@@ -221,51 +217,3 @@ async def test_a_host_that_others_reach_is_warned_of(
     await wait_until(lambda: "ready" in running.kinds(), "the server to be ready")
 
     assert "Listening on 0.0.0.0: whoever reaches it can use this API." in caplog.text
-
-
-def ended_process() -> int:
-    """Return the id of a process that has ended and is reaped."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-class TestWorkDir:
-    def test_what_killed_servers_left_is_removed(self, tmp_path: Path) -> None:
-        left = tmp_path / f"mms-lite-{ended_process()}-abc"
-        (left / "model").mkdir(parents=True)
-
-        made = server._make_work_dir(tmp_path)
-
-        assert list(tmp_path.iterdir()) == [made]
-        assert made.name.startswith(f"mms-lite-{os.getpid()}-")
-
-    def test_a_server_that_nobody_has_reaped_is_gone_too(self, tmp_path: Path) -> None:
-        process = subprocess.Popen([sys.executable, "-c", ""])
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        (tmp_path / f"mms-lite-{process.pid}-abc").mkdir()
-
-        made = server._make_work_dir(tmp_path)
-        assert list(tmp_path.iterdir()) == [made]
-        process.wait()
-
-    @pytest.mark.parametrize(
-        "name", [f"mms-lite-{os.getppid()}-abc", "mms-lite-notes", "mms-lite-", "other-1-a"]
-    )
-    def test_what_a_live_server_or_a_stranger_has_stays(self, tmp_path: Path, name: str) -> None:
-        (tmp_path / name).mkdir()
-
-        server._make_work_dir(tmp_path)
-
-        assert (tmp_path / name).is_dir()
-
-    def test_a_folder_that_cannot_be_used_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=f"cannot make a folder for models in {tmp_path}/no: "):
-            server._make_work_dir(tmp_path / "no")
-
-    def test_without_a_setting_it_is_in_the_temporary_folder(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-
-        assert server._make_work_dir(None).parent == tmp_path

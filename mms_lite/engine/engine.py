@@ -35,14 +35,12 @@ class Engine:
         launcher: Launcher,
         *,
         cores: int,
-        drain_s: float = 30.0,
         unload_s: float = 120.0,
     ) -> None:
         self._repository = repository
         self._launcher = launcher
         self._cores = cores
-        self._drain_s = drain_s  # what open requests have when the server stops
-        self._unload_s = unload_s  # and when one model goes
+        self._unload_s = unload_s  # what open requests have when their model goes
         self._registry = Registry()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
@@ -175,7 +173,8 @@ class Engine:
                 name = (await self.load(options)).spec.name
             except ServingError as failure:
                 error = failure
-                _log.warning("Failed to load model: %s: %s", options.url, failure.message)
+                name = failure.details.get("model", name)
+                _log.warning("Failed to load model: %s: %s", name, failure.message)
             except Exception as failure:
                 error = ServingError(f"{type(failure).__name__}: {failure}")
                 _log.exception("Failed to load model: %s", options.url)
@@ -188,11 +187,13 @@ class Engine:
         finally:
             self._starting = False
 
-    async def close(self) -> None:
-        """Drain and unload everything."""
+    async def close(self, *, drain_s: float) -> None:
+        """Answer what waits within `drain_s`, then unload everything."""
         self._draining = True
-        models = self._registry.list()
-        await self._close_all(models, self._drain_s)
+        until = asyncio.get_running_loop().time() + drain_s
+        await self._close_all(self._registry.list(), drain_s)
+        if self._tasks:  # an unload that is on its way has what is left of the time
+            await asyncio.wait(self._tasks, timeout=max(0.0, until - asyncio.get_running_loop().time()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -231,6 +232,7 @@ class Engine:
                 self._registry.set_default(model)
             _log.info("Model %s loaded.", spec.name)
         except ServingError as error:
+            error.details.setdefault("model", spec.name)
             if not spec.at_startup:  # `start` tells of those
                 _log.warning("Failed to load model: %s: %s", spec.name, error.message)
             if not keep:

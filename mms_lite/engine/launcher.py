@@ -27,6 +27,8 @@ from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, Exit
 from mms_lite.types import ModelSpec
 
 _BOOT = str(Path(__file__).resolve().parent.parent / "worker" / "boot.py")
+_GUARD = str(Path(__file__).resolve().parent / "guard.py")
+_GUARD_ENDS_S = 2.0
 _LAST_LINES = 50
 _MAX_LINE_BYTES = 16 * 1024
 _GRACE_S = 5.0  # from closing its socket a worker has this long to end by itself
@@ -74,11 +76,55 @@ class Launcher(Protocol):
         """
 
 
+class Guard:
+    """A process that outlives a killed server by a moment, to end what its workers had started."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", _GUARD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def watch(self, group: int) -> None:
+        """Have a process group ended with this server."""
+        self._tell(f"+{group}\n")
+
+    def forget(self, group: int) -> None:
+        """Take note that a group has ended, before its number can be given to another."""
+        self._tell(f"-{group}\n")
+
+    def close(self) -> None:
+        """Let it end what it still watches, and itself."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GUARD_ENDS_S)
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._process.stdin.fileno(), line.encode())
+
+
 class ProcessLauncher:
     """Makes each worker a process group of its own, by `subprocess` from the loop's thread, never by fork."""
 
-    def __init__(self, *, max_frame_bytes: int, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, max_frame_bytes: int, environ: Mapping[str, str] | None = None, guard: Guard | None = None
+    ) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._guard = guard
         self._environ = dict(os.environ if environ is None else environ)
 
     def start(self, spec: ModelSpec, name: str, threads: int, on_frame: Callable[[Frame], None]) -> Channel:
@@ -90,6 +136,7 @@ class ProcessLauncher:
         interpreter = _interpreter(spec)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         command = [interpreter, _BOOT, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        command += ["--max-frame-bytes", str(self._max_frame_bytes)]
         try:
             process = subprocess.Popen(
                 command,
@@ -105,7 +152,9 @@ class ProcessLauncher:
             raise LoadError(f"cannot start the worker's interpreter: {error.strerror}") from error
         finally:
             theirs.close()
-        channel = ProcessChannel(process, name)
+        if self._guard is not None:
+            self._guard.watch(process.pid)
+        channel = ProcessChannel(process, name, self._guard)
         channel.open(ours, on_frame, self._max_frame_bytes)
         return channel
 
@@ -130,11 +179,12 @@ def _interpreter(spec: ModelSpec) -> str:
 class ProcessChannel:
     """A worker process: its socket, its output, its end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], name: str, guard: Guard | None = None) -> None:
         self.pid: int | None = process.pid
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process = process
         self._name = name
+        self._guard = guard
         self._connection: AsyncConnection | None = None
         self._exited = asyncio.Event()
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -219,6 +269,8 @@ class ProcessChannel:
                 await self._exited.wait()
         if self._connection is not None:
             self._connection.read_rest()
+        if self._guard is not None:
+            self._guard.forget(self._process.pid)
         code = self._process.wait()
         await asyncio.wait(self._pipes, timeout=_PIPES_S)
         oom = code == ExitCode.OUT_OF_MEMORY or (

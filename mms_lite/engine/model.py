@@ -114,5 +114,6 @@ class Model:
             raise ModelNotReady(f"model {name} is being unloaded")
         if not self._pool.live:
             failure = self._pool.failure or self.failure
-            why = f"failed: {failure.message}" if isinstance(failure, LoadError) else "has no workers"
+            # Why it failed may name files of the server: `describe` tells it, not an answer to a client.
+            why = "failed to load" if isinstance(failure, LoadError) else "has no workers"
             raise ModelNotReady(f"model {name} {why}", no_workers=True)

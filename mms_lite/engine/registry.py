@@ -18,7 +18,7 @@ class Registry:
         if self.has(model.spec.name, model.spec.version):
             self._defaults[model.spec.name] = model.spec.version
 
-    def add(self, model: Model, *, set_default: bool = False) -> None:
+    def add(self, model: Model) -> None:
         """Add a version; the first of a name becomes the default.
 
         Raises:
@@ -27,12 +27,12 @@ class Registry:
         name, version = model.spec.name, model.spec.version
         if version in self._models.get(name, {}):
             raise ModelConflict(f"Model {name} is already registered.", name=name, version=version)
-        self._put(model, set_default=set_default)
+        self._put(model)
 
     def swap(self, model: Model) -> Model | None:
         """Put a version in the place of the one with its name and version, which is returned."""
         old = self._models.get(model.spec.name, {}).get(model.spec.version)
-        self._put(model, set_default=False)
+        self._put(model)
         return old
 
     def get(self, name: str, version: str | None = None) -> Model:
@@ -84,8 +84,7 @@ class Registry:
         """Return every version of every model, sorted by name."""
         return [model for name in sorted(self._models) for model in self._models[name].values()]
 
-    def _put(self, model: Model, *, set_default: bool) -> None:
+    def _put(self, model: Model) -> None:
         name, version = model.spec.name, model.spec.version
         self._models.setdefault(name, {})[version] = model
-        if set_default or name not in self._defaults:
-            self._defaults[name] = version
+        self._defaults.setdefault(name, version)

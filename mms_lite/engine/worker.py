@@ -217,9 +217,7 @@ class Worker:
         spec = self._spec
         return {
             "name": spec.name,
-            "version": spec.version,
             "path": spec.path,
-            "backend": spec.backend,
             "handler": spec.handler,
             "batch_size": spec.batch_size,
             "device": self.device,
@@ -257,6 +255,10 @@ class Worker:
                 parts.append(wire.encode_item(Item(job.id, job.remaining_ms, job.request)))
             except InvalidRequest as error:
                 job.fail(error)
+                continue
+            except Exception:
+                _log.exception("request %s cannot be sent to a worker", job.request.id)
+                job.fail(ServingError("internal error"))
                 continue
             batch.jobs[job.id] = job
             job.on_death = self._cancel

@@ -77,8 +77,8 @@ class HttpListener:
         self._server = _Server(self)
         self._listening = await loop.create_unix_server(self._server, path, backlog=_BACKLOG, ssl=tls)
 
-    async def stop(self, grace_s: float) -> None:
-        """Accept nothing more, close idle connections, let open requests finish within `grace_s`."""
+    async def drain(self, grace_s: float) -> None:
+        """Accept nothing more, close idle connections, and wait up to `grace_s` for open requests."""
         if self._server is None or self._listening is None:
             return
         self._stopping = True
@@ -89,8 +89,13 @@ class HttpListener:
         if self._active:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._drained], timeout=grace_s)
-        await self._server.shutdown(_CLOSE_S)
-        await self._listening.wait_closed()
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, then close what is left."""
+        await self.drain(grace_s)
+        if self._server is not None and self._listening is not None:
+            await self._server.shutdown(_CLOSE_S)
+            await self._listening.wait_closed()
 
     async def respond(self, raw: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of a connection, for `_Server`."""

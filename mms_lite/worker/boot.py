@@ -1,4 +1,4 @@
-"""The first lines of a worker process, run by path: `python boot.py --fd N --parent PID`.
+"""The first lines of a worker process, run by path: `python boot.py --fd N --parent PID ...`.
 
 It makes `mms_lite` importable and nothing else of the server's environment, ties the process's life to its
 parent's, and hands over to the loop. The model's folder joins `sys.path` only when everything that the
@@ -65,7 +65,7 @@ def main() -> int:
     from mms_lite.transport import BlockingConnection
     from mms_lite.worker import loop
 
-    return loop.run(BlockingConnection(connection), enter_model_folder)
+    return loop.run(BlockingConnection(connection, int(arguments["--max-frame-bytes"])), enter_model_folder)
 
 
 if __name__ == "__main__":

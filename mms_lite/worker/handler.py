@@ -30,7 +30,7 @@ Emit = Callable[[Sequence[Outcome]], None]
 Entry = Callable[[Any, Context], Any]
 
 
-def load(settings: dict[str, Any], call: Callable[[InferRequest], Outcome]) -> MmsHandler:
+def load(settings: dict[str, Any]) -> MmsHandler:
     """Load the model that the LOAD frame's `settings` describe.
 
     Raises:
@@ -117,11 +117,13 @@ class MmsHandler:
         self._name = name
         self._isolate = isolate
         self._decode = decode
+        self._begun = 0.0  # when the batch came: what clients had left counts from there
         self._rescued = 0  # batches in a row that had to be taken apart
         self._metrics = [context.metrics]  # of each call since they were last taken; the first is the load
 
     def run(self, items: list[Item], started: Started, emit: Emit) -> None:
         """Run a batch and emit one final outcome for each item."""
+        self._begun = time.monotonic()
         good: list[tuple[Item, dict[str, Any]]] = []
         for item in items:
             try:
@@ -175,11 +177,10 @@ class MmsHandler:
         """
         items = [item for item, _ in batch]
         context = self._context
-        now = time.monotonic()
         context.begin_batch(
             [item.request.id for item in items],
             [_headers(item.request) for item in items],
-            [None if item.remaining_ms is None else now + item.remaining_ms / 1000 for item in items],
+            [None if item.remaining_ms is None else self._begun + item.remaining_ms / 1000 for item in items],
         )
         self._metrics.append(context.metrics)
         result = self._call([data for _, data in batch])

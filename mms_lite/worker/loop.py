@@ -115,7 +115,7 @@ class _Loop:
         try:
             if enter is not None:
                 enter(settings["path"], settings["handler"])
-            return handler.load(settings, self.call)
+            return handler.load(settings)
         except MemoryError as error:
             traceback.print_exc()
             raise OutOfMemory("the model ran out of memory while it loaded") from error

@@ -154,7 +154,7 @@ class Site:
         return psutil.Process(self.state["pid"])
 
     def workers(self) -> list[psutil.Process]:
-        return self.server.children()
+        return [p for p in self.server.children() if any(part.endswith("boot.py") for part in p.cmdline())]
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that was started from here, as its TMPDIR tells, also one without parents."""

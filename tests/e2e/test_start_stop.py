@@ -180,6 +180,43 @@ async def test_stop_lets_a_request_finish_and_leaves_no_process(site: Site, wait
     assert site.processes() == []
 
 
+async def test_a_second_stop_does_not_cut_the_drain_of_the_first(site: Site, wait_until: Wait) -> None:
+    site.handler("gate", GATE)
+    site.configure()
+    await site.start()
+    slow = asyncio.create_task(site.ask("POST", "/predictions/gate", b"x"))
+    await wait_until((site.folder / "began").exists, "the handler to begin")
+
+    first = asyncio.create_task(site.mms("--stop"))
+    await wait_until(lambda: site.state.get("stopping"), "the server to drain")
+    second = asyncio.create_task(site.mms("--stop"))
+    await wait_until(lambda: sum("--stop" in p.cmdline() for p in site.processes()) == 2, "both to wait")
+    (site.folder / "go").touch()
+
+    assert (await slow).status == 200
+    assert (await first).stdout == "Model server stopped.\n"
+    assert (await second).returncode == 0
+
+
+async def test_a_request_whose_body_is_on_its_way_when_the_server_stops_is_answered(
+    site: Site, wait_until: Wait
+) -> None:
+    site.handler("echo", ECHO)
+    site.configure()
+    await site.start()
+    connection = await site.connect()
+    await connection.send(b"POST /predictions/echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+    await echoes(site)  # by now the server has read the first one's head
+
+    stopping = asyncio.create_task(site.mms("--stop"))
+    await wait_until(lambda: "Stopping" in site.log(), "the server to drain")
+    await connection.send(b"cd")
+
+    assert (await connection.answer()).status == 200
+    await connection.close()
+    assert (await stopping).stdout == "Model server stopped.\n"
+
+
 async def test_stop_cuts_a_request_that_outlasts_the_drain_time(site: Site, wait_until: Wait) -> None:
     site.handler("gate", GATE)
     site.configure(drain_timeout_s=0.2)
@@ -195,15 +232,18 @@ async def test_stop_cuts_a_request_that_outlasts_the_drain_time(site: Site, wait
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-async def test_a_server_that_is_killed_leaves_no_worker_and_the_next_one_starts(
+async def test_a_server_that_is_killed_leaves_no_process_and_the_next_one_starts(
     site: Site, wait_until: Wait, number: signal.Signals
 ) -> None:
     site.handler("echo", ECHO)
+    site.handler("grandchild", GRANDCHILD)
     site.configure(default_workers_per_model=2)
     await site.start()
-    recorded = [site.server, *site.workers()]
+    grandchild = psutil.Process(int((await site.ask("POST", "/predictions/grandchild")).body))
+    recorded = [*site.server.children(), grandchild]
+    assert len(recorded) == 6  # four workers, the guard, what a model started
 
-    os.kill(recorded[0].pid, number)
+    os.kill(site.server.pid, number)
 
     await wait_until(lambda: not any(alive(process) for process in recorded), "every process to end")
     stop = await site.mms("--stop")
@@ -458,7 +498,7 @@ async def test_any_user_can_run_it(others_site: Site) -> None:
     await others_site.start()
 
     assert {process.uids().real for process in others_site.processes()} == {others_site.user}
-    assert len(others_site.processes()) == 2
+    assert len(others_site.processes()) == 3  # server, guard, worker
     await echoes(others_site)
     await others_site.stop()
     assert others_site.processes() == []

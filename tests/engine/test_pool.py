@@ -493,7 +493,7 @@ async def test_three_failures_to_load_are_the_end_and_the_reason_is_told(
     assert (status.state, status.detail) == (VersionState.FAILED, "ValueError: no weights")
     assert status.workers[0].state is WorkerState.FAILED
     assert len(launcher.started) == 3
-    with pytest.raises(ModelNotReady, match="no weights"):
+    with pytest.raises(ModelNotReady, match="model m failed to load"):
         model.submit(InferRequest(id="1", model="m"))
 
 
@@ -568,7 +568,7 @@ async def test_workers_that_cannot_be_restarted_fail_the_requests_that_wait(
     worker.say_started(number, item.job_id)
     worker.die()
     await refused(held, WorkerDied)
-    await refused(waiting, ModelNotReady, "the disk is gone")
+    await refused(waiting, ModelNotReady, "workers cannot be started")
     assert model.status(is_default=True).state is VersionState.FAILED
     with pytest.raises(ModelNotReady, match="the disk is gone"):
         send(model)

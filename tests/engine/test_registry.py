@@ -41,11 +41,12 @@ def test_the_first_version_is_the_default_and_later_ones_are_not(new: New) -> No
     assert (registry.is_default(first), registry.is_default(second)) == (True, False)
 
 
-def test_a_version_can_be_added_as_the_default(new: New) -> None:
+def test_a_version_can_be_made_the_default(new: New) -> None:
     registry = Registry()
     registry.add(new("a", "1"))
     second = new("a", "2")
-    registry.add(second, set_default=True)
+    registry.add(second)
+    registry.set_default(second)
     assert registry.get("a") is second
 
 
@@ -54,7 +55,7 @@ def test_the_same_name_and_version_twice_is_a_conflict_that_changes_nothing(new:
     first = new("a", "1")
     registry.add(first)
     with pytest.raises(ModelConflict):
-        registry.add(new("a", "1"), set_default=True)
+        registry.add(new("a", "1"))
     assert registry.list() == [first]
 
 

@@ -268,6 +268,20 @@ async def test_a_deadline_that_is_none_gets_400(model, inference, value):
     assert answer.status == 400 and "X-Request-Timeout-Ms" in answer.json["message"]
 
 
+@pytest.mark.parametrize("timeout_ms", ["1e10", "1e20", "1e300"])
+async def test_a_time_limit_beyond_all_sense_is_no_limit(model, inference, timeout_ms):
+    await model("m", SEEN)
+    answer = await inference("POST", "/predictions/m", b"x", ("X-Request-Timeout-Ms", timeout_ms))
+    assert answer.json == {"body": ["bytearray", "x"]}
+
+
+async def test_a_photo_that_curl_calls_a_form_is_a_body(model, inference):
+    await model("m", "def handle(data, context):\n    return data and [d['body'] for d in data]\n")
+    photo = b"\xff\xd8a=1&b=2\x00"
+    kind = ("Content-Type", "application/x-www-form-urlencoded")
+    assert (await inference("POST", "/predictions/m", photo, kind)).body == photo
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [

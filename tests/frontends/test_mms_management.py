@@ -82,6 +82,12 @@ async def test_register_with_a_body_that_is_no_json_object(management, body):
             "BadRequestException",
             "Parameter batch_size is not a whole number: many",
         ),
+        (
+            {"url": "echo", "max_batch_delay": "9" * 400},
+            400,
+            "BadRequestException",
+            f"Parameter max_batch_delay is too large: {'9' * 400}",
+        ),
     ],
 )
 async def test_register_what_cannot_be(management, echo, given, status, kind, message):

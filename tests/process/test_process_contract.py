@@ -433,7 +433,7 @@ SERVER = """
     async def main(store, busy):
         defaults = Defaults(workers=2, queue_size=10, response_timeout_s=600, load_timeout_s=20)
         repository = MarRepository(Path(store), Path(store), defaults)
-        engine = Engine(repository, ProcessLauncher(max_frame_bytes=1 << 20), cores=1, drain_s=1)
+        engine = Engine(repository, ProcessLauncher(max_frame_bytes=1 << 20), cores=1)
         status = await engine.load(LoadOptions(url="slow", name="slow", handler="service:handle"))
         print(*(worker.pid for worker in status.workers), flush=True)
         part = Tensor("body", "BYTES", (), bytearray(busy.encode()))

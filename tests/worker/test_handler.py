@@ -24,10 +24,6 @@ def _forget_modules() -> Iterator[None]:
         del sys.modules[name]
 
 
-def no_call(_request: InferRequest) -> Outcome:
-    raise AssertionError
-
-
 def load(path: Path, entry: str = "service:handle", **settings: Any) -> handler.MmsHandler:
     base = {
         "name": "m",
@@ -39,7 +35,7 @@ def load(path: Path, entry: str = "service:handle", **settings: Any) -> handler.
         "isolate_failures": True,
         "decode_input_request": True,
     }
-    return handler.load({**base, **settings}, no_call)
+    return handler.load({**base, **settings})
 
 
 def write(folder: Path, source: str, name: str = "service.py") -> Path:

@@ -37,9 +37,7 @@ class Server:
     def load(self, path: Path, **settings: Any) -> dict[str, Any]:
         base = {
             "name": "m",
-            "version": "1",
             "path": str(path),
-            "backend": "mms",
             "handler": "service:handle",
             "batch_size": 4,
             "device": None,

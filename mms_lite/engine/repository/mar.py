@@ -53,8 +53,8 @@ class MarRepository:
             InvalidRequest: a name, runtime or number is not one.
         """
         _check_options(options)
-        source = self.locate(options.url)
         try:
+            source = self.locate(options.url)
             manifest = archive.read_manifest(source)
             name, handler = self._identity(options, manifest, source)
             path, owned = self._unpack(source)
@@ -134,6 +134,8 @@ class MarRepository:
         if not name:
             raise InvalidArchive("Model name is not defined.")
         _check_name(name)
+        if manifest and manifest.runtime not in _RUNTIMES:
+            raise InvalidArchive("Runtime is not defined or invalid.")
         handler = options.handler or (stated.handler if stated else None) or self._defaults.handler
         if not handler:
             raise InvalidArchive("Model handler is not defined.")
@@ -167,9 +169,9 @@ def _derived_name(source: Path) -> str:
 
 
 def _check_name(name: str) -> None:
-    if len(name) > _MAX_NAME or "/" in name or any(ord(c) < 32 or ord(c) == 127 for c in name):
+    if len(name) > _MAX_NAME or "/" in name or not name.isprintable():
         raise InvalidRequest(
-            f"a model's name has at most {_MAX_NAME} characters, no '/' and no control characters"
+            f"a model's name has at most {_MAX_NAME} printable characters, none of them a '/'"
         )
 
 

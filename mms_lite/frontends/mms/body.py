@@ -34,7 +34,8 @@ async def read_parts(request: HttpRequest, *, with_query: bool) -> list[Tensor]:
     query = [_part(name, bytearray(value.encode())) for name, value in request.query] if with_query else []
     if kind.lower() == "multipart/form-data" and options.get("boundary"):
         parts = await _off_loop(_multipart, request.body, options["boundary"])
-    elif kind.lower() == "application/x-www-form-urlencoded":
+    elif kind.lower() == "application/x-www-form-urlencoded" and request.body.isascii():
+        # Else it is what `curl --data-binary @photo` sends without a content type: no form at all.
         parts = await _off_loop(_urlencoded, request.body)
     elif not query:
         return [Tensor("body", BYTES, (), request.body, kind)]

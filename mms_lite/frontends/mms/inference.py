@@ -12,6 +12,8 @@ from mms_lite.frontends.mms.answers import json_response, method_not_allowed, mo
 from mms_lite.frontends.mms.body import read_parts
 from mms_lite.types import InferRequest
 
+_NO_LIMIT_MS = 1e10  # four months: whoever says more means no limit
+
 
 class Inference:
     """The routes of the inference port."""
@@ -85,4 +87,4 @@ def _deadline(request: HttpRequest) -> float | None:
         timeout_ms = math.nan
     if not 0 < timeout_ms < math.inf:
         raise InvalidRequest(f"X-Request-Timeout-Ms is not a positive number: {text}")
-    return time.monotonic() + timeout_ms / 1000
+    return time.monotonic() + timeout_ms / 1000 if timeout_ms < _NO_LIMIT_MS else None

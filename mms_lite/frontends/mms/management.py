@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from mms_lite.engine.engine import Engine
@@ -29,6 +28,8 @@ _WORKER_STATUS = {
 
 _T = TypeVar("_T")
 
+_MAX_INTEGER = 2**31 - 1  # as in MMS
+
 
 class Management:
     """The routes of the management port. `default_workers` is what a registration gets that names none."""
@@ -36,7 +37,6 @@ class Management:
     def __init__(self, engine: Engine, *, default_workers: int) -> None:
         self._engine = engine
         self._default_workers = default_workers
-        self._changes: set[asyncio.Task[Any]] = set()
 
     async def handle(self, request: HttpRequest, parts: list[str]) -> HttpResponse | None:
         """Answer a request whose path has these parts; None if no route here takes it.
@@ -66,7 +66,7 @@ class Management:
         if request.method == "PUT":
             return await self._scale(_Parameters(dict(request.query)), name, version)
         if request.method == "DELETE":
-            await self._to_its_end(self._engine.unload(name, version))
+            await self._engine.unload(name, version)
             return json_response({"status": f'Model "{name}" unregistered'})
         return method_not_allowed()
 
@@ -91,7 +91,7 @@ class Management:
             set_default=given.boolean("set_default", False),
             wait=wait,
         )
-        status = await self._to_its_end(self._engine.load(options))
+        status = await self._engine.load(options)
         if not workers:
             return json_response({"status": f'Model "{status.spec.name}" registered'})
         return _scaled(status) if wait else _scaling()
@@ -100,8 +100,7 @@ class Management:
         least = given.integer("min_worker", 1)
         most = given.integer("max_worker", least)
         wait = given.boolean("synchronous", False)
-        change = self._engine.scale(name, least, most, version=version, wait=wait)
-        status = await self._to_its_end(change)
+        status = await self._engine.scale(name, least, most, version=version, wait=wait)
         return _scaled(status) if wait else _scaling()
 
     def _list(self, given: _Parameters) -> HttpResponse:
@@ -114,18 +113,6 @@ class Management:
         token = {"nextPageToken": str(start + limit)} if start + limit < len(models) else {}
         return json_response({**token, "models": page})
 
-    async def _to_its_end(self, change: Coroutine[Any, Any, _T]) -> _T:
-        """Make a change that a client who leaves does not leave half done."""
-        task = asyncio.ensure_future(change)
-        self._changes.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # taken note of, also when nobody waits any more
-
 
 class _Parameters:
     """Parameters of the query or of a JSON object; numbers and booleans may be strings, as for Gson."""
@@ -134,9 +121,17 @@ class _Parameters:
         self._given = given
 
     def text(self, name: str) -> str | None:
-        """Return a parameter; an empty one counts as absent."""
+        """Return a parameter; an empty one counts as absent.
+
+        Raises:
+            InvalidRequest: it is neither text nor a number.
+        """
         value = self._given.get(name)
-        return str(value) if value not in (None, "") else None
+        if value is None or value == "":
+            return None
+        if not isinstance(value, (str, int, float)):
+            raise InvalidRequest(f"Parameter {name} is neither text nor a number.")
+        return str(value)
 
     def integer(self, name: str, default: int) -> int:
         """Return a whole number.
@@ -148,9 +143,12 @@ class _Parameters:
         if text is None:
             return default
         try:
-            return int(text)
+            number = int(text)
         except ValueError as error:
             raise InvalidRequest(f"Parameter {name} is not a whole number: {text}") from error
+        if abs(number) > _MAX_INTEGER:
+            raise InvalidRequest(f"Parameter {name} is too large: {text}")
+        return number
 
     def boolean(self, name: str, default: bool) -> bool:
         """Return a boolean; as in Java only "true" is true."""
