@@ -570,7 +570,7 @@ async def test_workers_that_cannot_be_restarted_fail_the_requests_that_wait(
     await refused(held, WorkerDied)
     await refused(waiting, ModelNotReady, "workers cannot be started")
     assert model.status(is_default=True).state is VersionState.FAILED
-    with pytest.raises(ModelNotReady, match="the disk is gone"):
+    with pytest.raises(ModelNotReady, match="model m failed to load"):
         send(model)
     await model.scale(1, 1)  # a new attempt
     restarted = await launcher.worker()
