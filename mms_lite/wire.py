@@ -66,6 +66,8 @@ def _unpack_strings(block: bytes) -> list[str]:
 
 
 def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
+    if not any(tensor.shape for tensor in tensors):
+        return bytes(8 * len(tensors))  # raw parts: rank 0 each
     flat: list[int] = []
     for tensor in tensors:
         flat.append(len(tensor.shape))
@@ -77,6 +79,8 @@ def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
 
 
 def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
+    if len(block) % 8 == 0 and not any(block):
+        return [()] * (len(block) // 8)  # raw parts
     flat = struct.unpack(f"!{len(block) // 8}q", block)
     shapes, at = [], 0
     while at < len(flat):

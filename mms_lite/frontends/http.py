@@ -167,26 +167,31 @@ class HttpListener:
         self._check_size(raw.content_length or 0)
         if raw.version >= (1, 1) and raw.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await _send(raw, [b"HTTP/1.1 100 Continue\r\n\r\n"], self.limits.idle_s)
+        if content.is_eof() and content.exception() is None:  # all of it came with the head
+            self._keep(body, content.read_nowait())
+            return
         connection = cast(_Connection, raw.protocol)
         stall = _Stall(
             self.limits.idle_s,
             lambda: content.total_bytes,
             lambda: content.set_exception(RequestTimeout("The request's body did not arrive in time.")),
         )
-        if not content.is_eof():
-            connection.reading = content
-            stall.start()
+        connection.reading = content
+        stall.start()
         try:
             while not content.at_eof():
                 chunk, _ = await content.readchunk()
-                self._check_size(len(body), more=len(chunk))
-                body += chunk
-                self._held_bytes += len(chunk)
+                self._keep(body, chunk)
         except web.RequestPayloadError as error:
             raise InvalidRequest("Invalid HTTP message.") from error
         finally:
             connection.reading = None
             stall.stop()
+
+    def _keep(self, body: bytearray, chunk: bytes) -> None:
+        self._check_size(len(body), more=len(chunk))
+        body += chunk
+        self._held_bytes += len(chunk)
 
     def _check_size(self, size: int, *, more: int = 0) -> None:
         limits = self.limits

@@ -182,7 +182,8 @@ class _Loop:
             if unanswered:  # what runs next may end this process; only the last answers wait for company
                 self._flush()
 
-        emit(skipped)
+        if skipped:
+            emit(skipped)
         if items:
             started(item.job_id for item in items)
             model.run(items, started, emit)
