@@ -33,7 +33,6 @@ from mms_lite.types import LoadOptions
 from mms_lite.work_dir import WorkDir
 
 EXIT_OK = 0
-EXIT_CONFIGURATION = 1
 EXIT_MODELS_FAILED = 3
 _ANSWERS_S = 1.0  # for answers to requests that outlasted the drain time
 _FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
@@ -100,7 +99,8 @@ class Server:
                 await self._stopping.wait()
             return code
         finally:
-            instance.describe({**state, "stopping": True})
+            with contextlib.suppress(OSError):  # a full disk must not keep the requests from their drain
+                instance.describe({**state, "stopping": True})
             await self._drain(engine, listeners)
 
     async def _drain(self, engine: Engine, listeners: list[HttpListener]) -> None:

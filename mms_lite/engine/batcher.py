@@ -67,8 +67,7 @@ class Job:
         self.id = next(_ids)
         self.request = request
         self.version = version  # the one that answers
-        raw = not any(tensor.shape for tensor in request.inputs)
-        self.size = 1 if raw else rows(request)
+        self.size = rows(request)
         self.key = batch_key(request)
         self.enqueued_at = 0.0
         self.returned = 0  # how many workers ended before they had started it

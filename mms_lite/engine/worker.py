@@ -307,8 +307,7 @@ class Worker:
             if job_id in batch.jobs:
                 error = DeadlineExceeded(f"the model gave no answer within {limit_s:g} s", by="server")
                 batch.jobs[job_id].fail(error)
-        if self._channel is not None:
-            self._channel.kill()
+        self.kill()
 
     def _cancel(self, job: Job) -> None:
         for batch in self._batches.values():

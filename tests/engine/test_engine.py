@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import begin, body
 
 from mms_lite.errors import (
     DeadlineExceeded,
@@ -32,16 +33,6 @@ from mms_lite.types import InferRequest, InferResponse, LoadOptions, Tensor, Ver
 Ask = Callable[..., InferRequest]
 Wait = Callable[..., Any]
 Bench = Any
-
-
-def begin(work: Any) -> "asyncio.Task[Any]":
-    task: asyncio.Task[Any] = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
-
-
-def body(answer: InferResponse) -> bytes:
-    return bytes(answer.outputs[0].data)
 
 
 def outcomes(results: list[Any]) -> list[Any]:

@@ -2,10 +2,11 @@
 
 import asyncio
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
+from asking import begin
 from scripted import ScriptedLauncher, ScriptedWorker, broken
 
 from mms_lite import wire
@@ -50,13 +51,6 @@ def send(ask: Ask) -> Callable[..., "asyncio.Task[InferResponse]"]:
 
 
 Send = Callable[..., "asyncio.Task[InferResponse]"]
-
-
-def begin(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-    """Run beside the test; a failure that the test does not look at is nobody's business."""
-    task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
 
 
 async def loaded(

@@ -19,10 +19,11 @@ from typing import Any
 
 import psutil
 import pytest
+from asking import begin, body
 
 from mms_lite.engine.launcher import ProcessLauncher
 from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, OutOfMemory, QueueFull, WorkerDied
-from mms_lite.types import InferRequest, InferResponse, VersionState
+from mms_lite.types import InferRequest, VersionState
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process groups and /proc as on Linux")
 
@@ -30,16 +31,6 @@ Ask = Callable[..., InferRequest]
 Wait = Callable[..., Any]
 Check = Callable[..., Any]
 Bench = Any
-
-
-def begin(work: Any) -> "asyncio.Task[Any]":
-    task: asyncio.Task[Any] = asyncio.ensure_future(work)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return task
-
-
-def body(answer: InferResponse) -> bytes:
-    return bytes(answer.outputs[0].data)
 
 
 def pid_of(bench: Bench, model: str) -> int | None:
