@@ -9,7 +9,6 @@ command line, the MMS_* variables and docs/configuration.md all derive from the 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mms_lite.address import Address
 from mms_lite.errors import ConfigError
 from mms_lite.properties import parse_properties
 
@@ -26,53 +26,8 @@ T = TypeVar("T")
 MINUTES_KEY = "default_response_timeout"
 SECONDS_KEY = "default_response_timeout_seconds"
 ENABLE_KEY = "enable_envvars_config"
+WORKERS_KEY = "NUM_WORKERS"
 GIB = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: scheme, host and port, or for scheme `unix` the path of a socket."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str, *, http_port: int = 80, https_port: int = 443) -> Address:
-        """Return the address that `(http|https)://HOST[:PORT]` or `unix:/PATH` spells.
-
-        Beyond MMS: IPv6 literals in brackets, a trailing slash, ports 0 and 32767 to 65535.
-
-        Raises:
-            ConfigError: the text is no address or the port is over 65535.
-        """
-        text = text.strip()
-        if match := re.fullmatch(r"unix:(/.+)", text, re.IGNORECASE):
-            return cls("unix", "", 0, match[1])
-        pattern = r"(https?)://(?:\[([^\]]+)\]|([^\s:/^\[\]]+))(?::([0-9]+))?/?"
-        match = re.fullmatch(pattern, text, re.IGNORECASE)
-        if match is None or (match[2] and not _is_ipv6(match[2])):
-            raise ConfigError(f"Invalid binding address: {text}")
-        scheme = match[1].lower()
-        digits = match[4] or str(https_port if scheme == "https" else http_port)
-        if len(digits.lstrip("0")) > 5 or int(digits) > 65535:
-            raise ConfigError(f"Invalid port number: {text}")
-        return cls(scheme, match[2] or match[3], int(digits))
-
-    def __str__(self) -> str:
-        if self.scheme == "unix":
-            return f"unix:{self.path}"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        ipaddress.IPv6Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _integer(text: str) -> int:
@@ -92,6 +47,12 @@ def _switch(text: str) -> bool:
     return text.lower() == "true"
 
 
+def _address_or_none(text: str) -> Address | None:
+    if text.strip().lower() == "none":
+        return None
+    return Address.parse(text, http_port=8082, https_port=8082)
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """What an option's text means: a word for the documentation, and the parser."""
@@ -108,6 +69,9 @@ SECONDS = Kind("seconds", _seconds)
 SWITCH = Kind("true or false", _switch)
 INFERENCE = Kind("address", Address.parse)
 MANAGEMENT = Kind("address", partial(Address.parse, http_port=8081, https_port=8444))
+METRICS = Kind("address or none", _address_or_none)
+SECRET = Kind("secret text", str)  # never printed
+_TEXTS = (TEXT, PATH, SECRET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +105,9 @@ class Config:
     management_address: Address = _option(
         Address("http", "127.0.0.1", 8081), MANAGEMENT, "Where the management API listens; may be the same."
     )
+    metrics_address: Address | None = _option(
+        Address("http", "127.0.0.1", 8082), METRICS, "Where Prometheus scrapes `/metrics`; `none`: nowhere."
+    )
     model_store: Path | None = _option(None, PATH, "Folder of the model archives.")
     load_models: str = _option(
         "", TEXT, "Load at start: `ALL` in model_store, or `[name=]location,...`", flag="--models"
@@ -168,6 +135,33 @@ class Config:
     default_service_handler: str | None = _option(None, TEXT, "`module:function` for models that name none.")
     unregister_model_timeout_s: float = _option(
         120.0, SECONDS, "How long a model's workers may take to stop.", 0, key="unregister_model_timeout"
+    )
+    blacklist_env_vars: str = _option("", TEXT, "Regex: environment variables that workers do not get.")
+    preload_model: str = _option("false", TEXT, "Accepted as in MMS and logged: nothing is forked here.")
+    debug: bool = _option(False, SWITCH, "One worker per model, and no time limits on what it does.")
+    allowed_urls: str = _option(
+        "", TEXT, "Where models may come from by http(s): `scheme://host[:port]/prefix,...`; unset: nowhere."
+    )
+    max_download_bytes: int = _option(10 * GIB, BYTES, "Largest archive that is downloaded.", minimum=1)
+    download_timeout_s: float = _option(600.0, SECONDS, "How long a download may take.", minimum=1)
+    private_key_file: Path | None = _option(None, PATH, "Private key for https (PEM, not encrypted).")
+    certificate_file: Path | None = _option(None, PATH, "Certificate for https (PEM), or a chain.")
+    keystore: Path | None = _option(None, PATH, "PKCS12 file with key and certificate; wins over PEM files.")
+    keystore_pass: str = _option("changeit", SECRET, "The keystore's password.", flag="")
+    keystore_type: str = _option("PKCS12", TEXT, "The keystore's type; only PKCS12 is read.")
+    cors_allowed_origin: str | None = _option(
+        None, TEXT, "Sent as Access-Control-Allow-Origin with every response."
+    )
+    cors_allowed_methods: str | None = _option(None, TEXT, "Sent as Access-Control-Allow-Methods.")
+    cors_allowed_headers: str | None = _option(None, TEXT, "Sent as Access-Control-Allow-Headers.")
+    management_token_file: Path | None = _option(
+        None, PATH, "File (0600) with the token for managing from other machines; made where there is none."
+    )
+    management_open: bool = _option(
+        False, SWITCH, "Let whoever reaches the management address manage, without a token."
+    )
+    metric_time_interval_s: float = _option(
+        60.0, SECONDS, "Time between two lines of host metrics.", 1, key="metric_time_interval", env=""
     )
     strict: bool = _option(False, SWITCH, "End with exit code 3 when any model fails to load at start.")
     log_location: Path = _option(Path("logs"), PATH, "Folder of the log files.", env="LOG_LOCATION")
@@ -199,12 +193,19 @@ class Config:
         settings.update(_override_settings(overrides))
         settings.update(_environ_settings(environ, enabled, notes))
         _resolve_response_timeout(settings, notes)
+        # The fallback that MMS reads but does not document.
+        if (workers := settings.pop(WORKERS_KEY, None)) is not None:
+            settings.setdefault("default_workers_per_model", workers)
         values: dict[str, Any] = {}
         origins = {}
         for option in OPTIONS:
             setting = settings.get(option.key)
             values[option.name] = option.default if setting is None else _value(option, setting, notes)
             origins[option.name] = "default" if setting is None else setting.origin
+        if values["preload_model"].strip().lower() not in ("", "false", "no", "n", "0"):
+            notes.append(
+                f"preload_model={values['preload_model']} has no effect: workers are started, never forked"
+            )
         return LoadedConfig(cls(**values), origins, tuple(notes))
 
 
@@ -230,16 +231,11 @@ def _options() -> Iterator[Option]:
 
 
 OPTIONS: tuple[Option, ...] = tuple(_options())
-NOT_YET = (
-    "blacklist_env_vars", "certificate_file", "cors_allowed_headers", "cors_allowed_methods",
-    "cors_allowed_origin", "debug", "keystore", "keystore_pass", "keystore_type", "metric_time_interval",
-    "preload_model", "private_key_file",
-)  # fmt: skip
 JAVA_ONLY = (
     "async_logging", "io_ratio", "model_server_home", "netty_client_threads", "number_of_netty_threads",
-    "plugins_path", "prefer_direct_buffer", "use_native_io", "vmargs", "NUM_WORKERS", "PYTHON_EXECUTABLE",
+    "plugins_path", "prefer_direct_buffer", "use_native_io", "vmargs", "PYTHON_EXECUTABLE",
 )  # fmt: skip
-KNOWN_KEYS = (*(option.key for option in OPTIONS), MINUTES_KEY, *NOT_YET, *JAVA_ONLY)
+KNOWN_KEYS = (*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY, *JAVA_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,13 +274,13 @@ def _file_settings(file: Path | None, environ: Mapping[str, str], notes: list[st
     # A byte order mark is how an editor says UTF-8; Java would take it for a part of the first key.
     marked = data.startswith(b"\xef\xbb\xbf")
     entries = parse_properties(data.decode("utf-8-sig" if marked else "latin-1", "replace"))
-    known, settings = {*(option.key for option in OPTIONS), MINUTES_KEY}, {}
+    known, settings = {*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY}, {}
     for key, value in entries.items():
         text = re.sub(r"\$\$([^$]{2,})\$\$", partial(_environ_value, environ), value)
         if key in known:
             settings[key] = _Setting(text, f"file {file}")
-        elif note := _unused_note(key, text):
-            notes.append(f"{note} (file {file})")
+        else:
+            notes.append(f"{_unused_note(key)} (file {file})")
     return settings
 
 
@@ -294,12 +290,9 @@ def _environ_value(environ: Mapping[str, str], match: re.Match[str]) -> str:
     return environ[match[1]]
 
 
-def _unused_note(key: str, text: str) -> str:
+def _unused_note(key: str) -> str:
     if key in JAVA_ONLY:
         return f"{key} concerns Java only, ignored"
-    if key in NOT_YET:
-        # `preload_model=false` and the like ask for what happens anyway.
-        return "" if text.strip().lower() in ("", "false") else f"accepted, not implemented yet: {key}"
     near = difflib.get_close_matches(key, KNOWN_KEYS, 1)
     return f"unknown key: {key}" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -316,22 +309,19 @@ def _override_settings(overrides: Mapping[str, object]) -> dict[str, _Setting]:
 def _environ_settings(environ: Mapping[str, str], enabled: bool, notes: list[str]) -> dict[str, _Setting]:
     keys = {option.env: option.key for option in OPTIONS if option.env}
     keys["MMS_" + MINUTES_KEY.upper()] = MINUTES_KEY
-    unused = {"MMS_" + key.upper(): key for key in NOT_YET}
     settings = {}
     for name, text in environ.items():
         origin = f"environment {name}"
         if name in ("LOG_LOCATION", "METRICS_LOCATION"):  # MMS reads these two always
             if text:
                 settings[keys[name]] = _Setting(text, origin)
-        elif name not in keys and name not in unused:
+        elif name not in keys:
             near = difflib.get_close_matches(name, keys, 1, 0.9) if name.startswith("MMS_") else []
             notes.extend(f"unknown {origin}; did you mean {known}?" for known in near)
         elif not enabled:
             notes.append(f"{origin} is ignored: no file says {ENABLE_KEY}=true")
-        elif name in keys:
+        else:
             settings[keys[name]] = _Setting(text, origin)
-        elif note := _unused_note(unused[name], text):
-            notes.append(f"{note} ({origin})")
     return settings
 
 
@@ -365,9 +355,9 @@ def _parsed(key: str, setting: _Setting, parse: Callable[[str], T]) -> T:
 def _value(option: Option, setting: _Setting, notes: list[str]) -> object:
     value, where = setting.value, f"({option.key}, {setting.origin})"
     if isinstance(value, str):
-        if option.kind in (TEXT, PATH) and not value:
+        if option.kind in _TEXTS and not value:
             return option.default
-        if option.kind in (TEXT, PATH) and value != value.rstrip():
+        if option.kind in _TEXTS and value != value.rstrip():
             notes.append(f"the value ends in a blank, which is kept {where}")
         if option.kind is SWITCH and value.lower() not in ("true", "false"):
             notes.append(f'"{value}" is neither true nor false and counts as false {where}')
@@ -399,8 +389,6 @@ a free port. When both APIs have the same address, one listener serves both.
 `default_response_timeout` is read too: it counts **minutes**, as in MMS, and gives way to
 `default_response_timeout_seconds`.
 
-Keys of MMS that are accepted but have no effect yet: {not_yet}.
-
 Keys of MMS that concern Java only and are ignored: {java_only}.
 """
 
@@ -414,8 +402,7 @@ def render_markdown() -> str:
             default = str(option.default).lower()
         cells = [_code(option.key), _code(default), option.kind.word, option.doc]
         rows.append(f"| {' | '.join([*cells, _code(option.flag), _code(option.env)])} |")
-    unused = {"not_yet": ", ".join(map(_code, NOT_YET)), "java_only": ", ".join(map(_code, JAVA_ONLY))}
-    return PAGE.format(rows="\n".join(rows), **unused)
+    return PAGE.format(rows="\n".join(rows), java_only=", ".join(map(_code, JAVA_ONLY)))
 
 
 def _code(text: str | None) -> str:

@@ -61,6 +61,13 @@ class UnsupportedMedia(InvalidRequest, code="unsupported_media"):
     http = 415
 
 
+class Unauthorized(ServingError, code="unauthorized"):
+    """The caller has not said who it is, or not truly."""
+
+    http = 401
+    grpc = "UNAUTHENTICATED"
+
+
 class Forbidden(ServingError, code="forbidden"):
     """The server is not allowed to do this, or not for this caller."""
 
@@ -161,6 +168,12 @@ class LoadError(ServingError, code="load_failed"):
 
 class InvalidArchive(LoadError, code="invalid_archive"):
     """The archive, folder or manifest is not one we can read."""
+
+    http = 400
+
+
+class DownloadFailed(LoadError, code="download_failed"):
+    """The archive could not be fetched from where it is said to be."""
 
     http = 400
 

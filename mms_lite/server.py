@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mms_lite.config import Address, Config
+from mms_lite.address import Address
+from mms_lite.config import Config
 from mms_lite.engine.engine import Engine
 from mms_lite.engine.launcher import Guard, ProcessLauncher
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models

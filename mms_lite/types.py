@@ -91,11 +91,13 @@ class ModelSpec:
 class LoadOptions:
     """What a user says when a model is to be loaded; None leaves it to the archive or the configuration.
 
-    `url` is a path relative to the model store. With `replace`, a loaded version of the same name and
-    version is drained once the new one is ready. `wait=False` loads in the background.
+    `url` is a path relative to the model store, or an http(s) address; `sha256` is the hexadecimal digest
+    that the archive must have. With `replace`, a loaded version of the same name and version is drained once the
+    new one is ready. `wait=False` loads in the background.
     """
 
     url: str
+    sha256: str | None = None
     name: str | None = None
     version: str | None = None
     handler: str | None = None

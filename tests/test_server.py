@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from mms_lite.config import Address, Config
+from mms_lite.address import Address
+from mms_lite.config import Config
 from mms_lite.errors import ConfigError
 from mms_lite.instance import Instance
 from mms_lite.server import Server

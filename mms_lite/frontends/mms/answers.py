@@ -21,6 +21,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "BadRequestException"),
     "bad_tensor": (400, "BadRequestException"),
     "unsupported_media": (415, "UnsupportedMediaTypeException"),
+    "unauthorized": (401, "UnauthorizedException"),
     "forbidden": (403, "ForbiddenException"),
     "request_too_large": (413, "RequestEntityTooLargeException"),
     "request_timeout": (408, "RequestTimeoutException"),
@@ -36,6 +37,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "worker_died": (500, "InternalServerException"),
     "load_failed": (500, "InternalServerException"),
     "invalid_archive": (400, "InvalidModelException"),
+    "download_failed": (400, "DownloadModelException"),
     "backend_missing": (500, "InternalServerException"),
 }
 
