@@ -92,8 +92,8 @@ class LoadOptions:
     """What a user says when a model is to be loaded; None leaves it to the archive or the configuration.
 
     `url` is a path relative to the model store, or an http(s) address; `sha256` is the hexadecimal digest
-    that the archive must have. With `replace`, a loaded version of the same name and version is drained once the
-    new one is ready. `wait=False` loads in the background.
+    that the archive must have. With `replace`, a loaded version of the same name and version is
+    drained once the new one is ready. `wait=False` loads in the background.
     """
 
     url: str
