@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mms_lite.engine.launcher import Launcher
@@ -82,17 +83,43 @@ class Engine:
                 raise ModelNotReady("the server is stopping")
             if spec.min_workers > _MAX_WORKERS:
                 raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
-            if options.replace and self._registry.has(spec.name, spec.version):
-                return await self._replace(spec)
-            model = self._model(spec)
-            self._registry.add(model)
+            replaced = self._registry.has(spec.name, spec.version) and options.replace
+            model = self._model(self._with_workers_kept(spec, options) if replaced else spec)
+            if not replaced:
+                self._registry.add(model)
         except BaseException:
             await asyncio.to_thread(self._repository.discard, spec)
             raise
-        if options.wait:
-            await self._start(model, keep=options.at_startup, set_default=options.set_default)
+        if replaced:
+            starting = self._replace(model, set_default=options.set_default)
         else:
-            self._background(self._start(model, keep=True, set_default=options.set_default))
+            keep = options.at_startup or not options.wait
+            starting = self._start(model, keep=keep, set_default=options.set_default)
+        if options.wait:
+            await starting
+        else:
+            self._background(self._logged(starting, spec.name))
+        return self._status(model)
+
+    def _with_workers_kept(self, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
+        """Give a replacement as many workers as what it replaces has, unless the user says how many."""
+        if options.workers is not None:
+            return spec
+        before = self._registry.get(spec.name, spec.version).spec
+        return replace(spec, min_workers=before.min_workers, max_workers=before.max_workers)
+
+    def set_default(self, name: str, version: str) -> ModelStatus:
+        """Let this version answer requests that name none.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+            ModelNotReady: it cannot answer.
+        """
+        model = self._registry.get(name, version)
+        if not model.ready:
+            raise ModelNotReady(f"version {version} of model {name} is not ready")
+        self._registry.set_default(model)
+        _log.info("Model %s: version %s is the default now.", name, version)
         return self._status(model)
 
     async def scale(
@@ -135,6 +162,14 @@ class Engine:
             ModelNotFound, VersionNotFound: it is not there.
         """
         return self._status(self._registry.get(name, version))
+
+    def versions(self, name: str) -> list[ModelStatus]:
+        """Describe every version of a model, in order of loading.
+
+        Raises:
+            ModelNotFound: it is not there.
+        """
+        return [self._status(model) for model in self._registry.versions(name)]
 
     def models(self) -> list[ModelStatus]:
         """Describe every version of every model, sorted by name."""
@@ -209,20 +244,22 @@ class Engine:
     def _model(self, spec: ModelSpec) -> Model:
         return Model(spec, self._launcher, cores=self._cores, call=self._call)
 
-    async def _replace(self, spec: ModelSpec) -> ModelStatus:
-        model = self._model(spec)
+    async def _replace(self, model: Model, *, set_default: bool) -> None:
+        """Load a version beside the one that it replaces, which then answers what it has and goes."""
+        spec = model.spec
         try:
             await model.scale(spec.min_workers, spec.max_workers)
+            if self._draining:
+                raise ModelNotReady("the server is stopping")
         except BaseException:
-            await model.close(drain_s=0)
+            await self._discard(model, 0.0)
             raise
-        if self._draining:
-            await model.close(drain_s=0)
-            raise ModelNotReady("the server is stopping")
         old = self._registry.swap(model)
+        if set_default:
+            self._registry.set_default(model)
+        _log.info("Model %s loaded.", spec.name)
         if old is not None:
-            await self._close(old, self._unload_s)
-        return self._status(model)
+            await self._discard(old, self._unload_s)
 
     async def _start(self, model: Model, *, keep: bool, set_default: bool) -> None:
         spec = model.spec
@@ -246,11 +283,14 @@ class Engine:
         await asyncio.gather(*(self._close(model, drain_s) for model in models))
 
     async def _close(self, model: Model, drain_s: float) -> None:
+        await self._discard(model, drain_s)
+        _log.info("Model %s unregistered.", model.spec.name)
+
+    async def _discard(self, model: Model, drain_s: float) -> None:
         try:
             await model.close(drain_s=drain_s)
         finally:
             await asyncio.to_thread(self._repository.discard, model.spec)
-        _log.info("Model %s unregistered.", model.spec.name)
 
     async def _call(self, item: Item) -> Outcome:
         """Infer for a worker that asks another model; it waits for room, as the server's own requests do."""

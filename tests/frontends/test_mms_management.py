@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from mms_lite.errors import Unauthorized
+from mms_lite.frontends import mms
+from mms_lite.frontends.message import HttpRequest, Limits
+
 JSON = ("Content-Type", "application/json")
 
 
@@ -60,7 +64,34 @@ async def test_register_by_json_ignores_the_query(inline, management, echo):
     assert (spec.response_timeout_s, spec.max_batch_delay_ms, spec.batch_size) == (3, 100, 1)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{'url': 'echo', 'model_name': 'm', 'handler': 'service:handle'}",
+        b"{url: 'echo', model_name: 'm', handler: 'service:handle', batch_size: '2',}",
+        b"// ours\n{url: 'echo', /* and */ model_name: 'm', handler: 'service:handle'}",
+    ],
+)
+async def test_register_by_json_that_gson_takes(inline, management, echo, body):
+    answer = await management("POST", "/models", body, JSON)
+    assert (answer.status, answer.json) == (200, {"status": 'Model "m" registered'})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{'a'",
+        b"{a: 1} {",
+        b"{" + b"a: {" * 2000,
+        b"'" * 100_000,
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 100_000,
+    ],
+)
 async def test_register_with_a_body_that_is_no_json_object(management, body):
     answer = await management("POST", "/models", body, JSON)
     assert (answer.status, answer.json["type"]) == (400, "BadRequestException")
@@ -184,9 +215,12 @@ async def test_describe(inline, management):
         "batchSize": 3,
         "maxBatchDelay": 5,
         "status": "READY",
+        "defaultVersion": True,
         "loadedAtStartup": False,
+        "metrics": {"waitingQueueSize": 0, "requestsInFlight": 0},
     }
     assert worker["status"] == "READY" and worker["gpu"] is False and worker["memoryUsage"] == 0
+    assert worker["restarts"] == 0 and "lastExit" not in worker
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", worker["startTime"])
 
 
@@ -196,7 +230,121 @@ async def test_describe_one_version(inline, management):
     assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
     assert (await management("GET", "/models/echo/2")).json["modelVersion"] == "2"
     answer = await management("GET", "/models/echo/3")
-    assert (answer.status, answer.json["type"]) == (404, "ResourceNotFoundException")
+    assert (answer.status, answer.json["type"]) == (404, "ModelNotFoundException")
+    assert answer.json["message"] == "Model not found: echo, version 3"
+
+
+async def test_describe_all_versions(inline, management):
+    for version in ("2", "10"):
+        await inline.load("echo", version=version)
+    described = (await management("GET", "/models/echo?version=all")).json
+    assert [(each["modelVersion"], each["defaultVersion"]) for each in described] == [
+        ("2", True),
+        ("10", False),
+    ]
+    answer = await management("GET", "/models/none?version=all")
+    assert (answer.status, answer.json["message"]) == (404, "Model not found: none")
+    answer = await management("GET", "/models/echo?version=2")
+    assert answer.status == 400 and "/models/echo/2" in answer.json["message"]
+
+
+async def test_another_version_becomes_the_default_when_told(inline, management, merged):
+    for version in ("1", "2"):
+        await inline.load("echo", version=version)
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
+    answer = await management("PUT", "/models/echo/2/set-default")
+    assert (answer.status, answer.json) == (200, {"status": 'Model "echo": version 2 is the default'})
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "2"
+    assert (await management("DELETE", "/models/echo/2")).status == 200
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "kind"),
+    [
+        ("PUT", "/models/echo/9/set-default", 404, "ModelNotFoundException"),
+        ("PUT", "/models/none/1/set-default", 404, "ModelNotFoundException"),
+        ("GET", "/models/echo/1/set-default", 405, "MethodNotAllowedException"),
+        ("PUT", "/models/echo/1/other", 404, "ResourceNotFoundException"),
+        ("POST", "/models/echo/1", 405, "MethodNotAllowedException"),
+        ("DELETE", "/models/echo/9", 404, "ModelNotFoundException"),
+        ("PUT", "/models/echo/9?min_worker=2", 404, "ModelNotFoundException"),
+    ],
+)
+async def test_versions_that_are_not_there(inline, management, method, target, status, kind):
+    await inline.load("echo")
+    answer = await management(method, target)
+    assert (answer.status, answer.json["type"]) == (status, kind)
+
+
+async def test_a_version_without_workers_cannot_be_the_default(inline, management):
+    await inline.load("echo")
+    await inline.load("bad_init", version="2", wait=False, name="echo")
+    answer = await management("PUT", "/models/echo/2/set-default")
+    assert (answer.status, answer.json["type"]) == (503, "ServiceUnavailableException")
+    assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
+
+
+async def test_scale_one_version(inline, management):
+    for version in ("1", "2"):
+        await inline.load("echo", version=version)
+    assert (await management("PUT", "/models/echo/2?min_worker=2&synchronous=true")).status == 200
+    assert [len((await management("GET", f"/models/echo/{v}")).json["workers"]) for v in "12"] == [1, 2]
+
+
+async def test_register_a_version_beside_and_another_in_its_place(inline, management, merged, echo):
+    target = register(url=echo, model_name="m", handler="service:handle", initial_workers=1)
+    assert (await management("POST", f"{target}&version=1")).status == 200
+    assert (await management("POST", f"{target}&version=1")).status == 409
+    assert (await management("POST", f"{target}&version=2&set_default=true")).status == 200
+    assert (await management("GET", "/models/m")).json["modelVersion"] == "2"
+    await management("PUT", "/models/m/1?min_worker=2&synchronous=true")
+    before = (await management("GET", "/models/m/1")).json["workers"]
+    other = register(url=echo, model_name="m", handler="service:handle")
+    answer = await management("POST", f"{other}&version=1&replace=true")
+    assert (answer.status, answer.json) == (200, {"status": "Workers scaled"})
+    after = (await management("GET", "/models/m/1")).json
+    assert after["minWorkers"] == len(after["workers"]) == 2  # as many as what it replaced
+    assert {w["startTime"] for w in after["workers"]}.isdisjoint(w["startTime"] for w in before)
+    assert (await management("GET", "/models/m")).json["modelVersion"] == "2"
+
+
+async def test_a_replacement_in_the_background_answers_at_once(inline, management, echo, wait_until):
+    await inline.load("echo", workers=1)
+    (before,) = (await management("GET", "/models/echo")).json["workers"]
+    target = register(
+        url=echo, handler="service:handle", model_name="echo", replace="true", synchronous="false"
+    )
+    answer = await management("POST", target)
+    assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+
+    async def replaced() -> bool:
+        (worker,) = (await management("GET", "/models/echo")).json["workers"]
+        return bool(worker["startTime"] != before["startTime"])
+
+    while not await replaced():
+        await asyncio.sleep(0.01)
+
+
+async def test_who_may_not_manage_is_asked_on_every_route(inline):
+    asked = []
+
+    def nobody(request: HttpRequest) -> None:
+        asked.append(request.path)
+        raise Unauthorized("a token is needed")
+
+    await inline.load("echo")
+    protocol = mms.merged(inline.engine, Limits(), authorise=nobody)
+    closed = ["/models", "/models/", "/models/echo", "/models/none", "/models/echo/1"]
+    closed.append("/models/echo/1/set-default")
+    for path in closed:
+        for method in ("GET", "PUT", "POST", "DELETE", "PATCH"):
+            answer = await protocol.handle(HttpRequest(method, path, "id"))
+            assert answer.status == 401
+    assert len(asked) == 5 * len(closed)
+    for path in ("/ping", "/predictions/echo", "/models/echo/invoke", "/nothing"):
+        assert (await protocol.handle(HttpRequest("POST", path, "id"))).status != 401
+    assert len(asked) == 5 * len(closed)
 
 
 async def test_list_in_pages(inline, management):

@@ -12,6 +12,11 @@ from mms_lite.frontends.mms.inference import Inference
 from mms_lite.frontends.mms.management import Management
 
 _Routes = Callable[[HttpRequest, list[str]], Awaitable[HttpResponse | None]]
+Authorise = Callable[[HttpRequest], None]
+
+
+def _anybody(request: HttpRequest) -> None:
+    """Let everyone manage."""
 
 
 class MmsProtocol:
@@ -44,16 +49,23 @@ def inference(engine: Engine, limits: Limits) -> MmsProtocol:
     return MmsProtocol([Inference(engine, max_response_size=limits.max_response_size).handle])
 
 
-def management(engine: Engine, limits: Limits, *, default_workers: int = 0) -> MmsProtocol:
-    """Return the protocol of a management address; `default_workers` is for registrations that name none."""
-    return MmsProtocol([Management(engine, default_workers=default_workers).handle])
+def management(
+    engine: Engine, limits: Limits, *, default_workers: int = 0, authorise: Authorise = _anybody
+) -> MmsProtocol:
+    """Return the protocol of a management address; `default_workers` is for registrations that name none.
+
+    `authorise` is called for every management request and raises Unauthorized or Forbidden.
+    """
+    return MmsProtocol([Management(engine, default_workers=default_workers, authorise=authorise).handle])
 
 
-def merged(engine: Engine, limits: Limits, *, default_workers: int = 0) -> MmsProtocol:
+def merged(
+    engine: Engine, limits: Limits, *, default_workers: int = 0, authorise: Authorise = _anybody
+) -> MmsProtocol:
     """Return the protocol of an address that has both APIs; inference comes first, as in MMS."""
     return MmsProtocol(
         [
             Inference(engine, max_response_size=limits.max_response_size).handle,
-            Management(engine, default_workers=default_workers).handle,
+            Management(engine, default_workers=default_workers, authorise=authorise).handle,
         ]
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_plus, unquote_to_bytes
 
+import json5
 import multipart
 
 from mms_lite.errors import InvalidRequest
@@ -22,6 +23,7 @@ _PIECE_BYTES = 64 * 1024  # in pieces of this size the parser copies within the 
 _MAX_FIELDS = 1000
 _MAX_PART_HEADER_BYTES = 8192
 _MAX_PART_HEADERS = 32
+_MAX_LENIENT_BYTES = 16 * 1024
 
 
 async def read_parts(request: HttpRequest, *, with_query: bool) -> list[Tensor]:
@@ -53,10 +55,22 @@ async def read_json(body: bytearray) -> dict[str, Any]:
     try:
         value = await _off_loop(json.loads, body)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The request's body is not valid JSON: {error}") from error
+        value = await _lenient_json(body)
+        if value is None:
+            raise InvalidRequest(f"The request's body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidRequest("The request's body is not a JSON object.")
     return value
+
+
+async def _lenient_json(body: bytearray) -> Any:
+    """Return what only MMS's parser takes for JSON (single quotes, bare keys, comments), or None."""
+    if len(body) > _MAX_LENIENT_BYTES:  # the parser is slow
+        return None
+    try:
+        return await asyncio.to_thread(json5.loads, body.decode())
+    except (ValueError, RecursionError):
+        return None
 
 
 def content_type(request: HttpRequest) -> tuple[str, dict[str, str]]:

@@ -1,9 +1,12 @@
-"""MMS's management API: register, scale, describe, list, unregister (MMS reference, section 5)."""
+"""MMS's management API: register, scale, describe, list, unregister (MMS reference, section 5).
+
+Beyond MMS, which knew no versions: `/models/NAME/VERSION` for one of them, and `set-default` below it.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from mms_lite.engine.engine import Engine
@@ -32,11 +35,17 @@ _MAX_INTEGER = 2**31 - 1  # as in MMS
 
 
 class Management:
-    """The routes of the management port. `default_workers` is what a registration gets that names none."""
+    """The routes of the management port. `default_workers` is what a registration gets that names none.
 
-    def __init__(self, engine: Engine, *, default_workers: int) -> None:
+    `authorise` is asked before anything else is done for a route of ours, and raises for who may not.
+    """
+
+    def __init__(
+        self, engine: Engine, *, default_workers: int, authorise: Callable[[HttpRequest], None]
+    ) -> None:
         self._engine = engine
         self._default_workers = default_workers
+        self._authorise = authorise
 
     async def handle(self, request: HttpRequest, parts: list[str]) -> HttpResponse | None:
         """Answer a request whose path has these parts; None if no route here takes it.
@@ -44,13 +53,18 @@ class Management:
         Raises:
             ServingError: what the engine says.
         """
+        if parts[0] != "models" or parts[2:] == ["invoke"]:
+            return None
+        self._authorise(request)
         match parts:
             case ["models"]:
                 return await self._models(request)
             case ["models", name] if name:
                 return await self._model(request, name, None)
-            case ["models", name, version] if self._engine.has_version(name, version):
+            case ["models", name, version]:
                 return await self._model(request, name, version)
+            case ["models", name, version, "set-default"]:
+                return self._set_default(request, name, version)
         return None
 
     async def _models(self, request: HttpRequest) -> HttpResponse:
@@ -62,7 +76,7 @@ class Management:
 
     async def _model(self, request: HttpRequest, name: str, version: str | None) -> HttpResponse:
         if request.method == "GET":
-            return json_response(_description(self._engine.describe(name, version)))
+            return self._describe(request, name, version)
         if request.method == "PUT":
             return await self._scale(_Parameters(dict(request.query)), name, version)
         if request.method == "DELETE":
@@ -70,14 +84,32 @@ class Management:
             return json_response({"status": f'Model "{name}" unregistered'})
         return method_not_allowed()
 
+    def _describe(self, request: HttpRequest, name: str, version: str | None) -> HttpResponse:
+        wanted = dict(request.query).get("version")
+        if wanted is None or version is not None:
+            return json_response(_description(self._engine.describe(name, version)))
+        if wanted != "all":
+            raise InvalidRequest(f"Parameter version can only be all here; one is at /models/{name}/{wanted}")
+        return json_response([_description(status) for status in self._engine.versions(name)])
+
+    def _set_default(self, request: HttpRequest, name: str, version: str) -> HttpResponse:
+        if request.method != "PUT":
+            return method_not_allowed()
+        self._engine.set_default(name, version)
+        return json_response({"status": f'Model "{name}": version {version} is the default'})
+
     async def _register(self, request: HttpRequest) -> HttpResponse:
         in_json = content_type(request)[0].lower() == "application/json"
         given = _Parameters(await read_json(request.body) if in_json else dict(request.query))
         timeout = given.integer("response_timeout", -1)
-        workers = max(0, given.integer("initial_workers", self._default_workers))
         wait = given.boolean("synchronous", True)
+        replaces = given.boolean("replace", False)
+        workers: int | None = max(0, given.integer("initial_workers", self._default_workers))
+        if replaces and given.text("initial_workers") is None:
+            workers = None  # as many as before
         options = LoadOptions(
             url=given.text("url") or "",
+            sha256=given.text("sha256"),
             name=given.text("model_name"),
             version=given.text("version"),
             handler=given.text("handler"),
@@ -87,12 +119,12 @@ class Management:
             workers=workers,
             # MMS reads minutes in the query and seconds in JSON.
             response_timeout_s=(timeout if in_json else timeout * 60) if timeout > 0 else None,
-            replace=given.boolean("replace", False),
+            replace=replaces,
             set_default=given.boolean("set_default", False),
             wait=wait,
         )
         status = await self._engine.load(options)
-        if not workers:
+        if not status.spec.min_workers:
             return json_response({"status": f'Model "{status.spec.name}" registered'})
         return _scaled(status) if wait else _scaling()
 
@@ -183,7 +215,9 @@ def _description(status: ModelStatus) -> dict[str, Any]:
         "maxBatchDelay": spec.max_batch_delay_ms,
         "status": status.state.value,
         "detail": status.detail,
+        "defaultVersion": status.is_default,
         "loadedAtStartup": spec.at_startup,
+        "metrics": {"waitingQueueSize": status.queue_depth, "requestsInFlight": status.in_flight},
         "workers": [_worker(worker) for worker in status.workers],
     }
     return {key: value for key, value in described.items() if value is not None}
@@ -191,10 +225,14 @@ def _description(status: ModelStatus) -> dict[str, Any]:
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
     started = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(worker.started_at))
-    return {
+    described = {
         "id": worker.id,
         "startTime": f"{started}.{int(worker.started_at * 1000) % 1000:03d}Z",
         "status": _WORKER_STATUS[worker.state],
         "gpu": worker.device is not None,
         "memoryUsage": worker.memory_bytes,
+        "pid": worker.pid,
+        "restarts": worker.restarts,
+        "lastExit": worker.last_exit,
     }
+    return {key: value for key, value in described.items() if value is not None}
