@@ -13,9 +13,9 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_archiver.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ManifestError
@@ -82,17 +82,21 @@ class _ArchiveFile(io.BufferedReader):
         return super().read(size)
 
 
-def extract(path: StrPath, target_dir: StrPath, *, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:
+def extract(
+    path: StrPath, target_dir: StrPath, *, folder: str = "", limits: ArchiveLimits = DEFAULT_LIMITS
+) -> None:
     """Unpack a zip archive into a folder that is empty, or absent and then created for the owner alone.
 
-    On failure the folder is empty, or absent, again.
+    With `folder`, only what the archive has in that folder is unpacked, without the folder itself. On
+    failure the target is empty, or absent, again.
 
     Raises:
         InvalidArchive: the file is no zip, is damaged, hostile, or over a limit.
         OSError: the archive cannot be read, the folder is not empty, or the disk is full.
     """
     target = Path(target_dir)
-    with _opened(path, limits) as contents:
+    with _opened(path, limits) as everything:
+        contents = _within(everything, folder) if folder else everything
         created = _claim(target)
         try:
             _require_space(contents, target)
@@ -105,26 +109,19 @@ def extract(path: StrPath, target_dir: StrPath, *, limits: ArchiveLimits = DEFAU
 
 
 def read_manifest(path: StrPath, *, limits: ArchiveLimits = DEFAULT_LIMITS) -> Manifest | None:
-    """Read the manifest of a zip archive or of a model's folder; None if it has none.
+    """Read the manifest of a zip archive or of a model's folder, of today or of version 0.x; None without.
+
+    That of 0.x is a MANIFEST.json in any letter case, in the archive itself or one folder down.
 
     Raises:
         InvalidArchive: the file is no zip, is damaged, hostile, or over a limit.
-        ManifestError: the manifest cannot be used, or is one of the 0.x kind.
+        ManifestError: the manifest cannot be used.
         OSError: the archive cannot be read.
     """
     if os.path.isdir(path):
-        names, text = os.listdir(path), _folder_manifest(path)
-    else:
-        with _opened(path, limits) as contents:
-            names, text = list(contents.files), _archive_manifest(contents)
-    if text is not None:
-        return Manifest.parse(text)
-    if any(name.lower() == "manifest.json" for name in names):
-        raise ManifestError(
-            f"{_label(path)} has a top-level MANIFEST.json, as model archives of version 0.x do; "
-            "pack it again with model-archiver."
-        )
-    return None
+        return _manifest(lambda name: _folder_text(path, name), lambda: _folder_names(path))
+    with _opened(path, limits) as contents:
+        return _manifest(lambda name: _archive_text(contents, name), lambda: contents.files)
 
 
 def digest(path: StrPath) -> str:
@@ -329,24 +326,63 @@ def _clear(folder: Path) -> None:
             child.unlink()
 
 
-def _archive_manifest(contents: _Contents) -> bytes | None:
-    if MANIFEST_NAME not in contents.files:
+def _within(contents: _Contents, folder: str) -> _Contents:
+    prefix = f"{folder}/"
+    files = {
+        name.removeprefix(prefix): entry for name, entry in contents.files.items() if name.startswith(prefix)
+    }
+    return replace(
+        contents,
+        folders=[name.removeprefix(prefix) for name in contents.folders if name.startswith(prefix)],
+        files=files,
+        total_bytes=sum(entry.file_size for entry in files.values()),
+    )
+
+
+def _manifest(read: Callable[[str], bytes | None], names: Callable[[], Iterable[str]]) -> Manifest | None:
+    text = read(MANIFEST_NAME)
+    if text is not None:
+        return Manifest.parse(text)
+    found = [name for name in names() if _is_legacy_manifest(name)]
+    if not found:
+        return None
+    name = min(found, key=lambda name: (name.count("/"), name))  # the outermost; MANIFEST before manifest
+    return Manifest.parse_legacy(read(name) or b"", folder=name.rpartition("/")[0])
+
+
+def _is_legacy_manifest(name: str) -> bool:
+    return name.count("/") < 2 and name.rpartition("/")[2].lower() == "manifest.json"
+
+
+def _archive_text(contents: _Contents, name: str) -> bytes | None:
+    if name not in contents.files:
         return None
     text = b""
-    for chunk in _chunks(contents, MANIFEST_NAME):
+    for chunk in _chunks(contents, name):
         text += chunk
         if len(text) > MAX_MANIFEST_BYTES:
             break
     return text
 
 
-def _folder_manifest(folder: StrPath) -> bytes | None:
+def _folder_names(folder: StrPath) -> Iterator[str]:
+    """Yield what is in a folder and in the folders in it, as far as they can be read."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.name
+                continue
+            with suppress(OSError):
+                yield from [f"{entry.name}/{name}" for name in os.listdir(entry.path)]
+
+
+def _folder_text(folder: StrPath, name: str) -> bytes | None:
     try:
-        with open_regular(os.path.join(folder, MANIFEST_NAME)) as file:
+        with open_regular(os.path.join(folder, name)) as file:
             return file.read(MAX_MANIFEST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as err:
         if err.errno != errno.EINVAL:
             raise
-        raise ManifestError(f"{_label(folder)}: {MANIFEST_NAME} is not a regular file.") from err
+        raise ManifestError(f"{_label(folder)}: {name} is not a regular file.") from err

@@ -1,4 +1,4 @@
-"""MAR-INF/MANIFEST.json: its keys, its order when written, and the checks that let others trust its types.
+"""The manifest of an archive, today's and 0.x's: its keys, its order when written, the checks of its types.
 
 Apart from `archive` because a folder and an HTTP answer hold the same manifest as a zip.
 """
@@ -45,7 +45,10 @@ class ManifestPublisher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One manifest; `raw` is the object exactly as parsed, which handlers see as `context.manifest`."""
+    """One manifest; `raw` is the object exactly as parsed, which handlers see as `context.manifest`.
+
+    `folder` is the archive's folder that holds the model: "", or where an archive of version 0.x has it.
+    """
 
     runtime: str = "python"
     model: ManifestModel = ManifestModel()
@@ -57,6 +60,7 @@ class Manifest:
     implementation_version: str | None = "1.0"
     specification_version: str | None = "1.0"
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    folder: str = ""
 
     @classmethod
     def parse(cls, text: bytes | str) -> "Manifest":
@@ -84,6 +88,47 @@ class Manifest:
             implementation_version=_version(raw, "implementationVersion"),
             specification_version=_version(raw, "specificationVersion"),
             raw=raw,
+        )
+
+    @classmethod
+    def parse_legacy(cls, text: bytes | str, *, folder: str = "") -> "Manifest":
+        """Read the top-level MANIFEST.json of an archive of version 0.x (MMS reference, section 7.2).
+
+        Raises:
+            ManifestError: as `parse`, or it names no model or no service.
+        """
+        raw = _load(text)
+        if raw.get("Model") is None:
+            raise ManifestError("Missing Model entry in manifest file.")
+        model = _object(raw, "Model")
+        service = _text(model, "Service", of="Model.")
+        if not service:
+            raise ManifestError("Missing Service entry in MANIFEST.json")
+        author = _object(raw, "Created-By")
+        files = {
+            "parametersFile": _text(model, "Parameters", of="Model."),
+            "symbolFile": _text(model, "Symbol", of="Model."),
+        }
+        return cls(
+            model=ManifestModel(
+                name=_text(model, "Model-Name", of="Model."),
+                handler=service,
+                description=_text(model, "Description", of="Model."),
+                version="snapshot",
+                extensions=_stated(files) or None,
+            ),
+            engine=_legacy_engine(raw),
+            publisher=ManifestPublisher(
+                author=_text(author, "Author", of="Created-By."),
+                email=_text(author, "Author-Email", of="Created-By."),
+            )
+            if author
+            else None,
+            description=_text(raw, "Model-Archive-Description"),
+            license=_text(raw, "License"),
+            specification_version="0.1",
+            raw=raw,
+            folder=folder,
         )
 
     def to_json(self) -> str:
@@ -161,6 +206,13 @@ def _engine(raw: Mapping[str, Any]) -> ManifestEngine | None:
     if name is None:
         raise ManifestError("The manifest's engine has no engineName.")
     return ManifestEngine(name=name, version=_version(engine, "engineVersion", of="engine."))
+
+
+def _legacy_engine(raw: Mapping[str, Any]) -> ManifestEngine | None:
+    version = _object(raw, "Engine").get("MXNet")
+    if isinstance(version, bool) or not isinstance(version, int | float):
+        return None
+    return ManifestEngine(name="MXNet", version=str(float(version)))
 
 
 def _publisher(raw: Mapping[str, Any]) -> ManifestPublisher | None:

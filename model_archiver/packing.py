@@ -72,14 +72,17 @@ def pack(
     export_path: StrPath | None = None,
     archive_format: ArchiveFormat = ArchiveFormat.MAR,
     force: bool = False,
+    convert: bool = False,
     warn: Callable[[str], None] = _silent,
 ) -> Path:
     """Pack a model's folder with its manifest under `export_path` (default: the current folder).
 
     The output is named after the model, the same input gives the same bytes, and a failure leaves nothing.
+    `convert` is MMS's wish to turn ONNX into MXNet; without an .onnx file there is nothing to convert.
 
     Raises:
-        PackError: bad name or folder, output exists without `force`, unpackable file, full disk.
+        PackError: bad name or folder, output exists without `force`, an .onnx file with `convert`,
+            unpackable file, full disk.
     """
     name = manifest.model.name or ""
     export_path = os.getcwd() if export_path is None else os.fspath(export_path)
@@ -93,6 +96,8 @@ def pack(
                 "See -h/--help for more details."
             )
         warn(f"Overwriting {target} ...")
+    if convert:
+        _refuse_conversion(model_path)
     try:
         root = os.path.realpath(model_path)
         real_target = os.path.join(os.path.realpath(export_path), os.path.basename(target))
@@ -103,7 +108,8 @@ def pack(
         else:
             _pack_file(_parts(members, manifest), real_target, folder=name, archive_format=archive_format)
     except OSError as err:
-        raise PackError(f"{err.filename or target}: {err.strerror or err}") from err
+        # What cannot be moved to its place is named by that place, not by the scratch file.
+        raise PackError(f"{err.filename2 or err.filename or target}: {err.strerror or err}") from err
     return Path(target)
 
 
@@ -113,13 +119,27 @@ def _check_arguments(name: str, export_path: str, model_path: StrPath) -> None:
             "Model name contains special characters.\n"
             f"The allowed regular expression filter for model name is: ^{_NAME_PATTERN}$"
         )
-    if not os.path.isdir(export_path):
+    if not os.path.isdir(os.path.abspath(export_path)):  # "" is the current folder
         raise PackError(
             f"Given export-path {export_path} is not a directory. Point to a valid export-path directory."
         )
     if not os.path.isdir(model_path):
         raise PackError(
             f"Given model-path {model_path} is not a valid directory. Point to a valid model-path directory."
+        )
+
+
+def _refuse_conversion(model_path: StrPath) -> None:
+    found = sorted(name for name in os.listdir(model_path) if name.endswith(".onnx"))
+    if len(found) > 1:
+        raise PackError(
+            "model-archiver expects only one .onnx file in the folder. "
+            f"Found {len(found)} files {found} in model-path."
+        )
+    if found:
+        raise PackError(
+            f"ONNX is not converted to MXNet here. Pack {found[0]} as it is, without -c/--convert, "
+            "and have the handler load it."
         )
 
 

@@ -3,33 +3,40 @@
 It makes `mms_lite` importable and nothing else of the server's environment, ties the process's life to its
 parent's, and hands over to the loop. The model's folder joins `sys.path` only when everything that the
 worker itself needs is imported, so a `queue.py` or `json.py` of a model cannot break the start.
+A model's `runtime` may name any interpreter: even Python 2 can read this file, and so say what it lacks.
 """
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - see above
+    sys.exit("the model's runtime is Python {}.{}; workers need 3.10 or newer".format(*sys.version_info))
 
 import importlib.util
 import os
 import signal
 import socket
-import sys
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COMPAT = os.path.join(PACKAGE, "worker", "compat")
 _PR_SET_PDEATHSIG = 1
 
 
-def _import_package() -> None:
+def _import_package():
+    # type: () -> None
     """Put `mms_lite` into `sys.modules` from this file's place, whatever `sys.path` says."""
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != os.path.join(PACKAGE, "worker")]
     spec = importlib.util.spec_from_file_location(
         "mms_lite", os.path.join(PACKAGE, "__init__.py"), submodule_search_locations=[PACKAGE]
     )
     if spec is None or spec.loader is None:
-        raise ImportError(f"cannot read the package at {PACKAGE}")
+        raise ImportError("cannot read the package at " + PACKAGE)
     module = importlib.util.module_from_spec(spec)
     sys.modules["mms_lite"] = module
     spec.loader.exec_module(module)
 
 
-def _die_with(parent: int) -> None:
+def _die_with(parent):
+    # type: (int) -> None
     """Ask the kernel to end this process with its parent (Linux), and check that the parent still lives."""
     if sys.platform == "linux":
         try:
@@ -42,17 +49,19 @@ def _die_with(parent: int) -> None:
         raise SystemExit(0)
 
 
-def enter_model_folder(path: str, handler: str) -> None:
+def enter_model_folder(path, handler):
+    # type: (str, str) -> None
     """Make `path` the working folder and put it, the handler's folder and the `mms` names on `sys.path`."""
     os.chdir(path)
     folder = os.path.dirname(handler.partition(":")[0])
     own = [os.path.join(path, folder)] if folder else []
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     rest = [p for p in sys.path if p not in given]
-    sys.path[:] = [*own, *given, path, COMPAT, *rest]
+    sys.path[:] = own + given + [path, COMPAT] + rest
 
 
-def main() -> int:
+def main():
+    # type: () -> int
     """Run the worker; return its exit code."""
     arguments = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=True))
     _die_with(int(arguments["--parent"]))

@@ -122,8 +122,13 @@ class RequestProcessor:
 class RequestProcessors(list[RequestProcessor]):
     """The batch's processors. Itself takes a processor's calls, as handlers of MMS 1.0 expect.
 
-    What is set goes to every request; what is asked for comes from the first.
+    What is set goes to every request; what is asked for comes from the first. Where a key is the id of a
+    request, it means that request, and all its headers: so MMS 1.0 kept those of a batch.
     """
+
+    def __init__(self, processors: Iterable[RequestProcessor], ids: Sequence[str] = ()) -> None:
+        super().__init__(processors)
+        self._ids = ids
 
     def report_status(self, code: int, reason_phrase: str | None = None) -> None:
         """Set the status of every answer."""
@@ -131,12 +136,18 @@ class RequestProcessors(list[RequestProcessor]):
             each.report_status(code, reason_phrase)
 
     def add_response_property(self, key: str, value: object) -> None:
-        """Set a header of every answer."""
+        """Set a header of every answer; with a request's id as key, a dict of headers of that answer."""
+        if key in self._ids and isinstance(value, Mapping):
+            for name, text in value.items():
+                self[self._ids.index(key)].add_response_property(name, text)
+            return
         for each in self:
             each.add_response_property(key, value)
 
     def get_request_property(self, key: str) -> Any:
-        """Return a header of the first request, or None."""
+        """Return a header of the first request, or None; with a request's id as key, all of that request."""
+        if key in self._ids:
+            return self[self._ids.index(key)].get_request_properties()
         return self[0].get_request_property(key)
 
     def get_request_properties(self) -> Headers:
@@ -156,7 +167,9 @@ class RequestProcessors(list[RequestProcessor]):
         return self[0].get_response_headers()
 
     def get_response_header(self, key: str | None = None) -> Any:
-        """Return one header of the first answer, or all of them."""
+        """Return one header of the first answer; without a key those of all answers, by request id."""
+        if key is None and self._ids:
+            return {each: self[n].get_response_headers() for n, each in enumerate(self._ids)}
         return self[0].get_response_header(key)
 
 
@@ -207,7 +220,7 @@ class Context:
         if len(headers) != len(request_ids) or len(deadlines) not in (0, len(request_ids)):
             raise ValueError("one header list and one deadline per request")
         self.request_ids = dict(enumerate(request_ids))
-        self._request_processor = RequestProcessors([RequestProcessor(each) for each in headers])
+        self._request_processor = RequestProcessors([RequestProcessor(each) for each in headers], request_ids)
         self._metrics = None
         self._deadlines = deadlines
 
@@ -231,9 +244,12 @@ class Context:
         return self._request_processor
 
     @request_processor.setter
-    def request_processor(self, value: RequestProcessor | list[RequestProcessor] | None) -> None:
-        if value is not None:
-            value = RequestProcessors(value if isinstance(value, list) else [value])
+    def request_processor(self, value: Any) -> None:
+        # Tests of handlers set a list, a single one as in MMS 1.0, or a stand-in of their own.
+        if isinstance(value, RequestProcessor):
+            value = [value]
+        if isinstance(value, list):
+            value = RequestProcessors(value, tuple((self.request_ids or {}).values()))
         self._request_processor = value
 
     @property
@@ -264,9 +280,10 @@ class Context:
         """Return all headers of a request, under the names that the client sent."""
         return self._processor(idx).get_request_properties()
 
-    def set_response_content_type(self, idx: int | str, value: str) -> None:
-        """Set the content type of an answer."""
-        self.set_response_header(idx, "content-type", value)
+    def set_response_content_type(self, idx: int | str, value: str | None) -> None:
+        """Set the content type of an answer; None leaves it as it is."""
+        if value is not None:
+            self.set_response_header(idx, "content-type", value)
 
     def get_response_content_type(self, idx: int | str) -> str | None:
         """Return the content type of an answer, None if unset."""

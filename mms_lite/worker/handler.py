@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 from mms_lite.errors import HandlerError, InvalidRequest, LoadError, OutOfMemory, ServingError
@@ -37,30 +38,35 @@ def load(settings: dict[str, Any]) -> MmsHandler:
         LoadError: the entry point cannot be found.
         Exception: whatever the user's code raises.
     """
-    path = settings["path"]
+    path, handler = settings["path"], settings["handler"]
     context = Context(
         settings["name"], path, settings["manifest"], settings["batch_size"], settings["device"], MMS_VERSION
     )
-    entry = _entry_point(settings["handler"], path, context)
+    module = _import(handler.partition(":")[0], path)
     return MmsHandler(
-        entry,
+        _entry_point(module, handler, context),
         context,
-        name=settings["handler"],
+        module,
+        name=handler,
         isolate=settings["isolate_failures"],
         decode=settings["decode_input_request"],
     )
 
 
-def _entry_point(handler: str, path: str, context: Context) -> Entry:
-    """Import the handler's module and initialise it (MMS: `module[:function]`, or the module's one class)."""
-    file, _, function = handler.partition(":")
-    module = _import(file, path)
-    entry = getattr(module, function or "handle", None)
-    if entry is not None and not inspect.isclass(entry):
-        entry(None, context)  # MMS's convention: a first call without data loads the model
-        return entry  # type: ignore[no-any-return]
-    cls = entry if entry is not None else _only_class(module, handler, function or "handle")
-    service: Any = cls()
+def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:
+    """Find the entry and load the model (MMS: `module[:function]`, or the module's one class)."""
+    function = handler.partition(":")[2] or "handle"
+    cls = _legacy_class(module) if _is_legacy(context.manifest) else None
+    if cls is not None:
+        properties = context.system_properties
+        service = cls(context.model_name, properties["model_dir"], context.manifest, properties["gpu_id"])
+    else:
+        entry = getattr(module, function, None)
+        if entry is not None and not inspect.isclass(entry):
+            entry(None, context)  # MMS's convention: a first call without data loads the model
+            return entry  # type: ignore[no-any-return]
+        cls = entry if entry is not None else _only_class(module, handler, function)
+        service = cls()
     for method in ("initialize", "handle"):
         if not callable(getattr(service, method, None)):
             raise LoadError(f"class {cls.__name__} of handler {handler} has no method {method!r}")
@@ -68,8 +74,25 @@ def _entry_point(handler: str, path: str, context: Context) -> Entry:
     return service.handle  # type: ignore[no-any-return]
 
 
-def _only_class(module: Any, handler: str, function: str) -> Any:
+def _is_legacy(manifest: Any) -> bool:
+    """Tell a manifest of MMS 0.x, whose keys are capitalised."""
+    return manifest is not None and "Model" in manifest and "model" not in manifest
+
+
+def _legacy_class(module: ModuleType) -> Any:
+    """Return the module's first class, by name as in MMS, that is a service of MMS 0.x; None without one."""
+    bases = sys.modules.get("mms.model_service.model_service")  # imported if one is derived from it
+    services = [cls for cls in _own_classes(module) if bases and issubclass(cls, bases.ModelService)]
+    return min(services, key=lambda cls: cls.__name__, default=None)
+
+
+def _own_classes(module: ModuleType) -> list[type]:
     own = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__]
+    return list(dict.fromkeys(own))
+
+
+def _only_class(module: ModuleType, handler: str, function: str) -> Any:
+    own = _own_classes(module)
     if len(own) != 1:
         names = ", ".join(sorted(c.__name__ for c in own)) or "none"
         raise LoadError(
@@ -79,7 +102,7 @@ def _only_class(module: Any, handler: str, function: str) -> Any:
     return own[0]
 
 
-def _import(file: str, path: str) -> Any:
+def _import(file: str, path: str) -> ModuleType:
     """Import a handler's module: its file in the model's folder if there is one, else by name."""
     stem = file[:-3] if file.endswith(".py") else file
     name = stem.replace("\\", "/").rsplit("/", 1)[-1]
@@ -111,9 +134,12 @@ def _import(file: str, path: str) -> Any:
 class MmsHandler:
     """A loaded model with MMS's calling convention: a list of dicts in, a list as long out."""
 
-    def __init__(self, entry: Entry, context: Context, *, name: str, isolate: bool, decode: bool) -> None:
+    def __init__(
+        self, entry: Entry, context: Context, module: ModuleType, *, name: str, isolate: bool, decode: bool
+    ) -> None:
         self._entry = entry
         self._context = context
+        self._module = module
         self._name = name
         self._isolate = isolate
         self._decode = decode
@@ -151,8 +177,12 @@ class MmsHandler:
         return [line for store in stores for line in store.lines(now_s, hostname)]
 
     def close(self) -> None:
-        """Let go of the model, so that its destructors run while logging still works."""
+        """Let go of the model, so that its destructors run while they can still log."""
         del self._entry
+        names = vars(self._module)
+        # Last things first: what a destructor uses stands above it.
+        for name in [name for name in reversed(names) if name != "logging" and not name.startswith("__")]:
+            names.pop(name, None)
 
     def _alone(self, item: Item) -> list[Outcome]:
         try:
@@ -183,7 +213,9 @@ class MmsHandler:
             [None if item.remaining_ms is None else self._begun + item.remaining_ms / 1000 for item in items],
         )
         self._metrics.append(context.metrics)
+        called = time.perf_counter()
         result = self._call([data for _, data in batch])
+        took_ms = (time.perf_counter() - called) * 1000
         if not isinstance(result, list):
             raise self._bad_answer(
                 "Invalid model predict output", f"returned {type(result).__name__}, not a list"
@@ -193,23 +225,21 @@ class MmsHandler:
                 "number of batch response mismatched",
                 f"returned a list of {len(result)} for a batch of {len(items)}",
             )
+        context.metrics.add_time("PredictionTime", round(took_ms, 2))
         return [self._outcome(index, items[index].job_id, value) for index, value in enumerate(result)]
 
     def _call(self, data: list[dict[str, Any]]) -> Any:
-        context = self._context
-        begin = time.perf_counter()
         try:
-            result = self._entry(data, context)
+            return self._entry(data, self._context)
         except PredictionException as error:
-            raise HandlerError(str(error.message), status=_status(error.error_code)) from error
+            message = "Prediction failed" if error.message is None else str(error.message)
+            raise HandlerError(message, status=_status(error.error_code, 500, least=400)) from error
         except MemoryError as error:
             traceback.print_exc()
             raise OutOfMemory("Out of resources") from error
         except Exception as error:
             traceback.print_exc()
             raise HandlerError("Prediction failed") from error
-        context.metrics.add_time("PredictionTime", round((time.perf_counter() - begin) * 1000, 2))
-        return result
 
     def _bad_answer(self, message: str, detail: str) -> HandlerError:
         print(f"handler {self._name} {detail}", file=sys.stderr)
@@ -301,10 +331,10 @@ def _key(key: Any) -> str:
     return _compact(key) if isinstance(key, str) else _compact({key: 0})[1:-4]
 
 
-def _status(code: Any, default: int = 500) -> int:
-    """Return a handler's status code if HTTP can carry it."""
+def _status(code: Any, default: int, *, least: int = 200) -> int:
+    """Return a handler's status code if it is one of `least` to 599."""
     try:
         number = int(code)
     except (TypeError, ValueError):
         return default
-    return number if 200 <= number <= 599 else default
+    return number if least <= number <= 599 else default

@@ -97,7 +97,7 @@ class Dimension:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dimension as plain data."""
-        return {"name": self.name, "value": self.value}
+        return {"Name": self.name, "Value": self.value}
 
 
 class Metric:
@@ -124,13 +124,13 @@ class Metric:
         self.value = self.value + value if self.metric_method == "counter" else value
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the metric as plain data, stamped with the time (UTC) and the host."""
+        """Return the metric as plain data, stamped with the time (seconds since 1970) and the host."""
         return {
             "MetricName": self.name,
             "Value": self.value,
             "Unit": self.unit,
             "Dimensions": self.dimensions,
-            "Timestamp": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+            "Timestamp": int(time.time()),
             "HostName": socket.gethostname(),
             "RequestId": self.request_id,
         }

@@ -316,19 +316,60 @@ def test_the_manifest_is_read_from_an_archive_and_from_a_folder(path: Path, targ
 
 
 def test_no_manifest_is_none(path: Path, target: Path) -> None:
-    build(path, ("sub/MANIFEST.json", b"{}"), ("MAR-INF", b""))
+    build(path, ("a/b/MANIFEST.json", b"{}"), ("MAR-INF", b""), ("my-manifest.json", b"{}"))
     extract(path, target)
     assert read_manifest(path) is None
     assert read_manifest(target) is None
 
 
-@pytest.mark.parametrize("name", ["MANIFEST.json", "Manifest.JSON"])
-def test_a_manifest_of_version_0_is_a_clear_error(path: Path, target: Path, name: str) -> None:
-    build(path, (name, b"{}"))
+LEGACY = b'{"Model": {"Model-Name": "old", "Service": "service.py"}}'
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [
+        (["MANIFEST.json"], ""),
+        (["Manifest.JSON"], ""),
+        (["old/manifest.json"], "old"),
+        (["b/MANIFEST.json", "a/MANIFEST.json"], "a"),
+        (["a/MANIFEST.json", "manifest.json"], ""),
+    ],
+)
+def test_a_manifest_of_version_0_lies_at_the_root_or_one_folder_down(
+    path: Path, target: Path, names: list[str], folder: str
+) -> None:
+    build(path, *[(name, LEGACY) for name in names])
     extract(path, target)
     for place in (path, target):
-        with pytest.raises(ManifestError, match=rf"^{place.name} has a top-level MANIFEST.json"):
-            read_manifest(place)
+        manifest = read_manifest(place)
+        assert manifest is not None
+        assert (manifest.model.name, manifest.folder) == ("old", folder)
+
+
+def test_of_two_spellings_of_a_legacy_manifest_the_one_of_mms_counts(path: Path) -> None:
+    build(path, ("Manifest.json", b"{}"), ("MANIFEST.json", LEGACY))
+    manifest = read_manifest(path)
+    assert manifest is not None
+    assert manifest.model.name == "old"
+
+
+def test_a_folder_of_an_archive_is_unpacked_alone_and_without_its_name(path: Path, target: Path) -> None:
+    build(path, ("old/a", b"1"), ("old/sub/b", b"2"), ("older/c", b"3"), ("d", b"4"))
+    extract(path, target, folder="old")
+    assert {str(each.relative_to(target)) for each in target.rglob("*")} == {"a", "sub", "sub/b"}
+    assert (target / "sub/b").read_bytes() == b"2"
+
+
+def test_a_folder_of_a_model_that_cannot_be_listed_is_passed_over(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (target / "a").mkdir(parents=True)
+
+    def refuse(folder: str) -> list[str]:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert read_manifest(target) is None
 
 
 def test_a_huge_manifest_is_refused(path: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """The manifest's keys, order and checks."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,70 @@ def test_versions_written_as_numbers_become_strings() -> None:
 def test_a_bad_manifest_is_refused_with_its_reason(text: bytes, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         Manifest.parse(text)
+
+
+def legacy(**changed: Any) -> str:
+    model = {"Model-Name": "old", "Service": "service.py", "Signature": "signature.json"}
+    return json.dumps({"Model": {**model, **changed.pop("model", {})}, **changed})
+
+
+def test_a_manifest_of_0_x_is_read_as_one_of_today() -> None:
+    text = legacy(
+        **{
+            "Model-Archive-Description": "about",
+            "License": "Apache 2.0",
+            "Engine": {"MXNet": 0.12},
+            "Created-By": {"Author": "a", "Author-Email": "b"},
+            "model": {"Description": "of it", "Parameters": "p.params", "Symbol": "s.json"},
+        }
+    )
+    manifest = Manifest.parse_legacy(text, folder="sub")
+    assert manifest.model.name == "old"
+    assert manifest.model.handler == "service.py"
+    assert manifest.model.version == "snapshot"
+    assert manifest.model.description == "of it"
+    assert manifest.model.extensions == {"parametersFile": "p.params", "symbolFile": "s.json"}
+    assert (manifest.runtime, manifest.specification_version, manifest.folder) == ("python", "0.1", "sub")
+    assert manifest.engine is not None
+    assert (manifest.engine.name, manifest.engine.version) == ("MXNet", "0.12")
+    assert manifest.publisher is not None
+    assert (manifest.publisher.author, manifest.publisher.email) == ("a", "b")
+    assert (manifest.description, manifest.license) == ("about", "Apache 2.0")
+    assert manifest.raw == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("engine", "version"),
+    [
+        ({"MXNet": 1}, "1.0"),
+        ({"MXNet": 1.2}, "1.2"),
+        ({"MXNet": "1.2"}, None),
+        ({"MXNet": True}, None),
+        ({}, None),
+    ],
+)
+def test_the_engine_of_0_x_counts_only_as_a_number(engine: dict[str, Any], version: str | None) -> None:
+    found = Manifest.parse_legacy(legacy(Engine=engine)).engine
+    assert (found and found.version) == version
+
+
+def test_what_0_x_leaves_out_is_not_stated() -> None:
+    manifest = Manifest.parse_legacy(legacy())
+    assert (manifest.engine, manifest.publisher, manifest.model.extensions) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "Missing Model entry in manifest file."),
+        ('{"model": {"handler": "h"}}', "Missing Model entry in manifest file."),
+        ('{"Model": {}}', "Missing Service entry in MANIFEST.json"),
+        ('{"Model": {"Service": 5}}', "The manifest's Model.Service is not a string."),
+        ('{"Model": 5}', "The manifest's Model is not an object."),
+        ("[]", "The manifest is not a JSON object."),
+    ],
+)
+def test_a_manifest_of_0_x_that_cannot_be_used_says_why(text: str, message: str) -> None:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.parse_legacy(text)
+    assert str(caught.value) == message

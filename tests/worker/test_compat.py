@@ -130,13 +130,14 @@ def test_a_metric_is_plain_data_on_demand():
         "Milliseconds",
         "a",
     )
-    assert data["Dimensions"][0].to_dict() == {"name": "k", "value": "v"}
+    assert data["Dimensions"][0].to_dict() == {"Name": "k", "Value": "v"}
+    assert isinstance(data["Timestamp"], int)
 
 
 def test_metrics_encode_as_json(mms):
     encoder = mms("mms.metrics.metric_encoder").MetricEncoder
     metric = metrics_store.Metric("m", 1, "ms", [metrics_store.Dimension("k", "v")])
-    assert json.loads(json.dumps(metric, cls=encoder))["Dimensions"] == [{"name": "k", "value": "v"}]
+    assert json.loads(json.dumps(metric, cls=encoder))["Dimensions"] == [{"Name": "k", "Value": "v"}]
     with pytest.raises(TypeError, match="not JSON serializable"):
         json.dumps(object(), cls=encoder)
 

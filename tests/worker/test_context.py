@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -239,8 +240,35 @@ def test_the_list_of_processors_serves_handlers_of_mms_1_0():
     assert processors.get_request_properties() == {"A": "1"}
     assert processors.get_response_status_code() == 500
     assert processors.get_response_status_phrase() == "Unknown inference error"
-    assert processors.get_response_headers() == processors.get_response_header() == {"k": "v"}
+    assert processors.get_response_headers() == {"k": "v"}
     assert processors.get_response_header("k") == "v"
+
+
+def test_a_request_id_as_key_means_that_request_as_in_mms_1_0():
+    context = with_batch(2, [[("A", "1")], [("A", "2")]])
+    processors = context.request_processor
+    assert processors.get_request_property("id1") == {"A": "2"}
+    context.set_response_content_type("id0", "a/b")
+    processors.add_response_property("id1", {"content-type": "c/d"})
+    assert processors.get_response_header() == {
+        "id0": {"content-type": "a/b"},
+        "id1": {"content-type": "c/d"},
+    }
+    assert context.get_response_content_type("id1") == "c/d"
+    processors.add_response_property("id1", "the value of an odd header")
+    assert context.get_response_headers(0)["id1"] == "the value of an odd header"
+
+
+def test_a_handlers_tests_may_put_a_stand_in_for_the_processors():
+    context = loaded()
+    context.request_processor = stand_in = MagicMock()
+    context.request_processor.report_status(500, "no")
+    stand_in.report_status.assert_called_once_with(500, "no")
+    context.set_response_status(404, "lost", 3)
+    stand_in.__getitem__.assert_called_with(3)
+    context.metrics = metrics = MagicMock()
+    context.metrics.add_counter("n", 1)
+    metrics.add_counter.assert_called_once_with("n", 1)
 
 
 def test_tests_of_handlers_may_set_the_processors():

@@ -318,3 +318,64 @@ def test_a_chosen_content_type_replaces_ours_and_is_no_header(tmp_path: Path) ->
     (outcome,) = run(load(write(tmp_path, source)), b"x")
     assert answer(outcome) == (b"png", "image/png")
     assert outcome.headers == [("X-Count", "3")]
+
+
+def test_headers_come_after_the_content_types_of_the_parts_and_win_over_them(tmp_path: Path) -> None:
+    source = "[dict(context.get_all_request_header(0), order=list(context.get_all_request_header(0)))]"
+    parts = [
+        Tensor("photo", "BYTES", (), bytearray(b"x"), "image/png"),
+        Tensor("x-name", "BYTES", (), bytearray(b"y"), ""),
+    ]
+    request = InferRequest(id="r", model="m", inputs=parts, headers=[("Accept", "a/b"), ("x-name", "last")])
+    ran = Ran()
+    load(write(tmp_path, HANDLE + source)).run([Item(0, None, request)], ran.on_started, ran.on_outcomes)
+    assert json.loads(ran.outcomes[0].outputs[0].data) == {
+        "photo": {"content-type": "image/png"},
+        "x-name": "last",
+        "Accept": "a/b",
+        "order": ["photo", "x-name", "Accept"],
+    }
+
+
+@pytest.mark.parametrize("expression", ["1 / 0", "None", "[]"])
+def test_the_prediction_time_is_reported_on_success_only_and_the_handlers_metrics_always(
+    tmp_path: Path, expression: str
+) -> None:
+    source = "def handle(data, context):\n    if data is None: return None\n"
+    source += "    context.metrics.add_counter('Seen', 1)\n"
+    source += f"    return ['fine'] if data[0]['body'] == b'good' else {expression}\n"
+    model = load(write(tmp_path, source))
+    run(model, b"bad")
+    assert [line.partition(".")[0] for line in model.metric_lines(0, "vm")] == ["Seen"]
+    run(model, b"good")
+    assert [line.partition(":")[0] for line in model.metric_lines(0, "vm")] == [
+        "Seen.Count",
+        "PredictionTime.Milliseconds",
+    ]
+
+
+def test_numpy_arrays_and_integers_are_no_answers_and_its_floats_are(tmp_path: Path) -> None:
+    numpy = pytest.importorskip("numpy")
+    source = "__import__('numpy').array([1.5])"
+    for value in (source, f"[{source}.astype(int)[0]]"):
+        (outcome,) = run(load(write(tmp_path, HANDLE + value)), b"x")
+        assert isinstance(outcome.error, HandlerError)
+    (outcome,) = run(load(write(tmp_path, HANDLE + f"[{source}[0]]")), b"x")
+    assert answer(outcome)[0] == json.dumps(numpy.float64(1.5)).encode()
+
+
+def test_what_a_model_needs_to_say_goodbye_is_still_there_when_it_is_let_go(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = "import os\nWORD = 'bye'\nclass Model:\n    def __del__(self): print(WORD, os.sep)\n"
+    model = load(write(tmp_path, source + "model = Model()\n" + HANDLE + "[1]"))
+    assert capfd.readouterr().out == ""
+    model.close()
+    assert capfd.readouterr().out == f"bye {'/'}\n"
+
+
+def test_one_class_under_two_names_is_one_class(tmp_path: Path) -> None:
+    source = (
+        "class A:\n    def initialize(self, c): pass\n    def handle(self, d, c): return ['a']\nAlias = A\n"
+    )
+    assert answer(run(load(write(tmp_path, source), "service"), b"x")[0])[0] == b"a"

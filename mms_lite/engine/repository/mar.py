@@ -1,7 +1,7 @@
 """What a `.mar` archive or a model's folder in the model store means: path and manifest -> ModelSpec.
 
-All of it blocks (extraction, hashing): the engine calls it on a thread. Each load extracts into a folder of
-its own, so that two models made from one archive never share one.
+All of it blocks (downloads, extraction, hashing): the engine calls it on a thread. Each load extracts into
+a folder of its own, so that two models made from one archive never share one.
 """
 
 from __future__ import annotations
@@ -9,17 +9,21 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mms_lite.errors import Forbidden, InvalidArchive, InvalidRequest, LoadError, ModelNotFound
+from mms_lite.engine.repository.allow_list import AllowList, is_remote
+from mms_lite.engine.repository.download import Downloads
+from mms_lite.errors import InvalidArchive, InvalidRequest, LoadError, ModelNotFound
 from mms_lite.types import LoadOptions, ModelSpec
 from model_archiver import archive
 from model_archiver.manifest import Manifest, ManifestError
 
 _MAX_NAME = 128
 _RUNTIMES = ("python", "python2", "python3")
-_REMOTE = re.compile(r"(https?|ftp|s3|gs|file)://", re.IGNORECASE)
+_ITEM = re.compile(r"(?:([^/]*)=)?(.*)", re.DOTALL)  # [name=]location, whose path or query may have a "="
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +40,39 @@ class Defaults:
 
 
 class MarRepository:
-    """The model store: a folder of archives and model folders. `work_dir` receives what is extracted."""
+    """The model store: a folder of archives and model folders. `work_dir` receives what is extracted.
 
-    def __init__(self, store: Path | None, work_dir: Path, defaults: Defaults) -> None:
+    Archives at http(s) addresses come by `downloads`; without it there are none.
+    """
+
+    def __init__(
+        self, store: Path | None, work_dir: Path, defaults: Defaults, downloads: Downloads | None = None
+    ) -> None:
         self._store = store
         self._work_dir = work_dir
         self._defaults = defaults
+        self._downloads = downloads or Downloads(AllowList(), max_bytes=0, timeout_s=0)
+
+    def close(self) -> None:
+        """Give up the downloads that run; their `read` raises ModelNotReady."""
+        self._downloads.stop()
 
     def read(self, options: LoadOptions) -> ModelSpec:
         """Find and unpack a model. The caller gives the folder back with `discard` if it owns it.
 
         Raises:
-            ModelNotFound: it is not in the store.
-            Forbidden: the url names another host.
-            InvalidArchive: archive or manifest cannot be used.
-            InvalidRequest: a name, runtime or number is not one.
+            ModelNotFound: it is not in the store, or the url is malformed.
+            Forbidden: the url is not one that may be downloaded.
+            DownloadFailed: the download failed.
+            InvalidArchive: archive or manifest cannot be used, or it has another checksum.
+            InvalidRequest: a name, runtime, number or checksum is not one.
         """
         _check_options(options)
         try:
-            source = self.locate(options.url)
-            manifest = archive.read_manifest(source)
-            name, handler = self._identity(options, manifest, source)
-            path, owned = self._unpack(source)
+            with self._archive(options) as source:
+                manifest = archive.read_manifest(source)
+                name, handler = self._identity(options, manifest, source)
+                path, owned = self._unpack(source, manifest.folder if manifest else "")
         except (archive.InvalidArchive, ManifestError) as error:
             raise InvalidArchive(str(error)) from error
         except OSError as error:
@@ -91,14 +106,31 @@ class MarRepository:
         if spec.owns_path:
             shutil.rmtree(spec.path, ignore_errors=True)
 
+    @contextmanager
+    def _archive(self, options: LoadOptions) -> Iterator[Path]:
+        """Give the archive or folder of a model, of the checksum that is asked for; a download is deleted."""
+        if not is_remote(options.url):
+            source = self.locate(options.url)
+            if options.sha256 is not None:
+                if not source.is_file():
+                    raise InvalidRequest(f"{options.url} is no archive, and has no sha256")
+                _check_digest(source, options.sha256, archive.digest(source))
+            yield source
+            return
+        with tempfile.TemporaryDirectory(
+            prefix="download-", dir=self._work_dir, ignore_cleanup_errors=True
+        ) as folder:
+            fetched = self._downloads.fetch(options.url, Path(folder))
+            if options.sha256 is not None:
+                _check_digest(fetched.path, options.sha256, fetched.sha256)
+            yield fetched.path
+
     def locate(self, url: str) -> Path:
-        """Return where the model is.
+        """Return where in the store the model is.
 
         Raises:
-            ModelNotFound, Forbidden: as `read`.
+            ModelNotFound: it is not there.
         """
-        if _REMOTE.match(url):
-            raise Forbidden(f"Models are loaded from the model store only, not from {url}")
         if self._store is None:
             raise ModelNotFound("Model store has not been configured.")
         parts = Path(url.lstrip("/")).parts
@@ -141,12 +173,12 @@ class MarRepository:
             raise InvalidArchive("Model handler is not defined.")
         return name, handler
 
-    def _unpack(self, source: Path) -> tuple[Path, bool]:
+    def _unpack(self, source: Path, folder: str) -> tuple[Path, bool]:
         if source.is_dir():
-            return source.resolve(), False
+            return (source / folder).resolve(), False
         target = Path(tempfile.mkdtemp(prefix=f"{source.stem[:40]}-", dir=self._work_dir))
         try:
-            archive.extract(source, target)
+            archive.extract(source, target, folder=folder)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -154,12 +186,17 @@ class MarRepository:
 
 
 def startup_models(load_models: str) -> list[LoadOptions]:
-    """Read a list as MMS writes it: `[name=]location`, separated by commas; empty items are skipped."""
+    """Read a list as MMS writes it: `[name=]location`, separated by commas; empty items are skipped.
+
+    Beyond MMS: a location may end in `#sha256=` and the checksum of the archive.
+    """
     found = []
     for item in load_models.split(","):
-        name, equals, url = item.strip().rpartition("=")
-        if url:
-            found.append(LoadOptions(url=url, name=name if equals else None, at_startup=True))
+        location, mark, digest = item.strip().partition("#sha256=")
+        match = _ITEM.fullmatch(location)
+        if match and match[2]:
+            sha256 = digest if mark else None
+            found.append(LoadOptions(url=match[2], sha256=sha256, name=match[1], at_startup=True))
     return found
 
 
@@ -175,10 +212,17 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_digest(source: Path, wanted: str, found: str) -> None:
+    if wanted.lower() != found:
+        raise InvalidArchive(f"{source.name} has the SHA-256 {found}, not {wanted.lower()}.")
+
+
 def _check_options(options: LoadOptions) -> None:
     if options.runtime is not None and options.runtime not in _RUNTIMES:
         raise InvalidRequest(f"Invalid RuntimeType value: {options.runtime}")
     if not options.url:
         raise InvalidRequest("Parameter url is required.")
+    if options.sha256 is not None and not re.fullmatch("[0-9A-Fa-f]{64}", options.sha256):
+        raise InvalidRequest(f"Parameter sha256 is not 64 hexadecimal digits: {options.sha256}")
     if options.workers is not None and options.workers < 0:
         raise InvalidRequest("initial_workers cannot be negative")

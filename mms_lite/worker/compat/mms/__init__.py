@@ -1,3 +1,5 @@
 """The import names of Multi Model Server, for handlers written for it. The code is in mms_lite.worker."""
 
-__version__ = "1.1.11"
+from mms.version import __version__
+
+__all__ = ["__version__"]

@@ -9,7 +9,9 @@ import mms
 
 from mms_lite.worker.context import Context, PredictionException
 
-__all__ = ["PredictionException", "Service", "emit_metrics"]
+__all__ = ["PREDICTION_METRIC", "PredictionException", "Service", "emit_metrics"]
+
+PREDICTION_METRIC = "PredictionTime"
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ class ModelService:
         """
         self._context = context
         model_dir = context.system_properties["model_dir"]
-        path = os.path.join(model_dir, context.manifest["Model"]["Signature"])
+        name = context.manifest["Model"].get("Signature")
+        path = os.path.join(model_dir, name or "")
         if not os.path.isfile(path):
             raise ValueError("Signature file is not found.")
         with open(path, encoding="utf-8") as file:
