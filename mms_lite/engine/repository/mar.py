@@ -134,7 +134,7 @@ class MarRepository:
         if self._store is None:
             raise ModelNotFound("Model store has not been configured.")
         parts = Path(url.lstrip("/")).parts
-        if ".." in parts or "\0" in url:
+        if ".." in url or "\0" in url:
             raise ModelNotFound(f"Relative path is not allowed in url: {url}")
         path = self._store.joinpath(*parts)
         if not parts or not path.exists():
