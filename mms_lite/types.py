@@ -103,7 +103,7 @@ class LoadOptions:
     handler: str | None = None
     runtime: str | None = None
     batch_size: int = 1
-    max_batch_delay_ms: int = 0
+    max_batch_delay_ms: int = 100  # as in MMS
     workers: int | None = None
     response_timeout_s: float | None = None
     replace: bool = False

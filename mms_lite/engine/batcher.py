@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from mms_lite.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull, ServingError
+from mms_lite.metrics import VersionMetrics
 from mms_lite.types import BYTES, InferRequest, InferResponse
 from mms_lite.wire import Outcome
 
@@ -55,6 +56,7 @@ class Job:
         "enqueued_at",
         "id",
         "key",
+        "metrics",
         "on_death",
         "outcome",
         "request",
@@ -70,6 +72,7 @@ class Job:
         self.size = rows(request)
         self.key = batch_key(request)
         self.enqueued_at = 0.0
+        self.metrics: VersionMetrics | None = None  # of the queue that it was put into
         self.returned = 0  # how many workers ended before they had started it
         self.dead = False  # nobody waits for it any more
         self.on_death: Callable[[Job], None] | None = None  # set by whoever holds the job: queue, then worker
@@ -97,6 +100,8 @@ class Job:
             outcome = Outcome(self.id, error=ServingError("the client reads its answers too slowly"))
         if outcome.final:
             self.outcome = outcome
+            if self.metrics is not None:
+                self.metrics.total_s.observe(time.monotonic() - self.enqueued_at)
         self._stream.append(outcome)
         self._wake()
 
@@ -106,8 +111,15 @@ class Job:
 
     def cancel(self) -> None:
         """Mark a job without a final answer as wanted by nobody, and tell whoever holds it."""
-        if self.outcome is None:
+        if self.outcome is None and not self.dead:
+            if self.metrics is not None:
+                self.metrics.cancelled += 1
             self._die()
+
+    def expire(self) -> None:
+        """Fail the job because its deadline has passed, and tell whoever holds it."""
+        self.fail(DeadlineExceeded("the request's deadline passed", by="client"))
+        self._die()
 
     async def answers(self) -> AsyncGenerator[InferResponse, None]:
         """Yield the answers up to the final one; leaving early, or past the deadline, cancels the job.
@@ -148,7 +160,7 @@ class Job:
             timer = None
             if self.request.deadline is not None:
                 delay = max(0.0, self.request.deadline - time.monotonic())
-                timer = asyncio.get_running_loop().call_later(delay, self._expire)
+                timer = asyncio.get_running_loop().call_later(delay, self.expire)
             try:
                 await self._waiter
             finally:
@@ -156,10 +168,6 @@ class Job:
                 if timer is not None:
                     timer.cancel()
         return self._stream.popleft()
-
-    def _expire(self) -> None:
-        self.fail(DeadlineExceeded("the request's deadline passed", by="client"))
-        self._die()
 
     def _die(self) -> None:
         if self.dead:
@@ -188,7 +196,15 @@ class Job:
 class JobQueue:
     """The jobs of one model that no worker has yet."""
 
-    def __init__(self, limit: int, *, batch_size: int = 1, max_batch_delay_ms: int = 0) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        batch_size: int = 1,
+        max_batch_delay_ms: int = 0,
+        metrics: VersionMetrics | None = None,
+    ) -> None:
+        self.metrics = VersionMetrics() if metrics is None else metrics
         self._limit = limit
         self._batch_size = batch_size
         self._delay_s = max_batch_delay_ms / 1000
@@ -272,7 +288,7 @@ class JobQueue:
             if job.dead or job.outcome is not None:
                 continue
             if self._closed is not None:
-                job.fail(self._closed)
+                self._refuse(job, self._closed)
                 continue
             self._jobs[job.id] = job
             self._jobs.move_to_end(job.id, last=False)
@@ -289,24 +305,24 @@ class JobQueue:
             while True:
                 while not self._jobs:
                     await self._wait_for_arrival()
-                await self._wait_for_more()
+                waited_s = await self._wait_for_more()
                 batch = self._select()
                 if batch:
-                    return self._take(batch)
+                    return self._take(batch, waited_s)
 
     def take_ahead(self) -> list[Job]:
         """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
         if self._collecting.locked():
             return []
         selected = self._select()
-        return self._take(selected) if sum(job.size for job in selected) >= self._batch_size else []
+        return self._take(selected, 0.0) if sum(job.size for job in selected) >= self._batch_size else []
 
     def clear(self, error: ServingError) -> None:
         """Fail the jobs that wait."""
         while self._jobs:
             _, job = self._jobs.popitem(last=False)
             job.on_death = None
-            job.fail(error)
+            self._refuse(job, error)
         while self._room:
             waiter = self._room.popleft()
             if not waiter.done():
@@ -327,13 +343,21 @@ class JobQueue:
 
     def _append(self, job: Job) -> None:
         job.enqueued_at = time.monotonic()
+        job.metrics = self.metrics
         self._jobs[job.id] = job
         job.on_death = self._drop
         self._signal()
 
     def _drop(self, job: Job) -> None:
-        if self._jobs.pop(job.id, None) is not None:
-            self._free_room(1)
+        if self._jobs.pop(job.id, None) is None:
+            return
+        self._free_room(1)
+        if job.outcome is not None and job.outcome.error is not None:
+            self.metrics.refuse(job.outcome.error)
+
+    def _refuse(self, job: Job, error: ServingError) -> None:
+        self.metrics.refuse(error)
+        job.fail(error)
 
     def _signal(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -359,18 +383,23 @@ class JobQueue:
             if timer is not None:
                 timer.cancel()
 
-    async def _wait_for_more(self) -> None:
-        while self._delay_s:
+    async def _wait_for_more(self) -> float:
+        """Wait for the batch to fill, as long as the delay and deadlines allow; return for how long."""
+        if not self._delay_s:
+            return 0.0
+        begin = time.monotonic()
+        while True:
             selected = self._select()
             if not selected or sum(job.size for job in selected) >= self._batch_size:
-                return
+                break
             limits = [  # half of a client's time for the batch to fill, half for the model
                 (j.enqueued_at + j.request.deadline) / 2 for j in selected if j.request.deadline is not None
             ]
             left_s = min([selected[0].enqueued_at + self._delay_s, *limits]) - time.monotonic()
             if left_s <= 0:
-                return
+                break
             await self._wait_for_arrival(left_s)
+        return time.monotonic() - begin
 
     def _select(self) -> list[Job]:
         """Return what a batch taken now would hold; jobs past their deadline leave the queue unrun."""
@@ -379,7 +408,7 @@ class JobQueue:
         room = self._batch_size
         for job in self._jobs.values():
             if job.expired:
-                expired.append(job)  # the job's own timer tells its caller
+                expired.append(job)
             elif not selected or job.key == selected[0].key:
                 if job.size > room:
                     break
@@ -388,12 +417,16 @@ class JobQueue:
                 if room == 0:
                     break
         for job in expired:
-            self._drop(job)
+            job.expire()
         return selected
 
-    def _take(self, batch: list[Job]) -> list[Job]:
+    def _take(self, batch: list[Job], waited_s: float) -> list[Job]:
+        now = time.monotonic()
         for job in batch:
             del self._jobs[job.id]
             job.on_death = None
+            if not job.returned:  # else it has been counted
+                self.metrics.queue_s.observe(now - job.enqueued_at)
+        self.metrics.batch_wait_s.observe(waited_s)
         self._free_room(len(batch))
         return batch

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,10 +18,12 @@ from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
+from mms_lite.metrics import Snapshot, VersionMetrics
 from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus
 from mms_lite.wire import Item, Outcome
 
 _MAX_WORKERS = 1024
+_READERS = 8  # archives that are downloaded and unpacked at once
 
 T = TypeVar("T")
 
@@ -43,6 +46,9 @@ class Engine:
         self._cores = cores
         self._unload_s = unload_s  # what open requests have when their model goes
         self._registry = Registry()
+        self._unknown = VersionMetrics()  # of requests that name no loaded version
+        # Threads of their own: a slow download keeps nobody else's work off a thread.
+        self._readers = ThreadPoolExecutor(_READERS, "read-model")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._starting = False
@@ -66,6 +72,23 @@ class Engine:
             async for answer in answers:
                 yield answer
 
+    def count(self, model: str, version: str | None, protocol: str, code: int | str) -> None:
+        """Count a request that a client has been answered; `code` is the status that was sent.
+
+        `version` is the one that answered; with None, the one that would have. Requests for what is not
+        loaded are counted without its name: clients shall not make up series.
+        """
+        try:
+            metrics = self._registry.get(model, version).metrics
+        except ModelNotFound:
+            metrics = self._unknown
+        metrics.count(protocol, str(code))
+
+    def metrics(self) -> Snapshot:
+        """Return all that was counted and the state of every version, as they are now."""
+        versions = [(self._status(model), model.metrics.copy()) for model in self._registry.list()]
+        return Snapshot(versions, self._unknown.requests.copy())
+
     async def load(self, options: LoadOptions) -> ModelStatus:
         """Load a version of a model and return its status once it is ready (`wait`), else at once.
 
@@ -77,10 +100,11 @@ class Engine:
         return await self._to_its_end(self._load(options))
 
     async def _load(self, options: LoadOptions) -> ModelStatus:
-        spec = await asyncio.to_thread(self._repository.read, options)
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        spec = await loop.run_in_executor(self._readers, self._repository.read, options)
         try:
-            if self._draining:
-                raise ModelNotReady("the server is stopping")
+            self._check_open()
             if spec.min_workers > _MAX_WORKERS:
                 raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
             replaced = self._registry.has(spec.name, spec.version) and options.replace
@@ -116,8 +140,8 @@ class Engine:
             ModelNotReady: it cannot answer.
         """
         model = self._registry.get(name, version)
-        if not model.ready:
-            raise ModelNotReady(f"version {version} of model {name} is not ready")
+        if not model.ready or not model.has_workers:
+            raise ModelNotReady(f"version {version} of model {name} is not ready: it has no workers")
         self._registry.set_default(model)
         _log.info("Model %s: version %s is the default now.", name, version)
         return self._status(model)
@@ -188,6 +212,11 @@ class Engine:
         models = self._registry.list()
         return sum(m.spec.min_workers for m in models), sum(m.ready_workers for m in models)
 
+    @property
+    def starting(self) -> bool:
+        """Whether the start-up models are still being loaded."""
+        return self._starting
+
     def ready(self) -> bool:
         """Tell whether every model is ready and the server takes requests."""
         return not self._draining and all(m.ready for m in self._registry.list())
@@ -225,6 +254,7 @@ class Engine:
     async def close(self, *, drain_s: float) -> None:
         """Answer what waits within `drain_s`, then unload everything."""
         self._draining = True
+        self._repository.close()  # a download that runs has nobody left to load for
         until = asyncio.get_running_loop().time() + drain_s
         await self._close_all(self._registry.list(), drain_s)
         if self._tasks:  # an unload that is on its way has what is left of the time
@@ -232,6 +262,7 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._readers.shutdown(wait=False)
 
     def _find(self, request: InferRequest) -> Model:
         try:
@@ -241,16 +272,22 @@ class Engine:
                 raise ModelNotReady("the server is still loading its models") from error
             raise
 
+    def _check_open(self) -> None:
+        if self._draining:
+            raise ModelNotReady("the server is stopping")
+
     def _model(self, spec: ModelSpec) -> Model:
-        return Model(spec, self._launcher, cores=self._cores, call=self._call)
+        name, version = spec.name, spec.version
+        # What comes in another's place goes on with its numbers.
+        metrics = self._registry.get(name, version).metrics if self._registry.has(name, version) else None
+        return Model(spec, self._launcher, cores=self._cores, call=self._call, metrics=metrics)
 
     async def _replace(self, model: Model, *, set_default: bool) -> None:
         """Load a version beside the one that it replaces, which then answers what it has and goes."""
         spec = model.spec
         try:
             await model.scale(spec.min_workers, spec.max_workers)
-            if self._draining:
-                raise ModelNotReady("the server is stopping")
+            self._check_open()
         except BaseException:
             await self._discard(model, 0.0)
             raise

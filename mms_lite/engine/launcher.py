@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mms_lite.errors import LoadError
+from mms_lite.engine.output import LineReader
+from mms_lite.errors import ConfigError, LoadError
 from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, ExitCode, Frame
 from mms_lite.types import ModelSpec
 
@@ -30,7 +32,6 @@ _BOOT = str(Path(__file__).resolve().parent.parent / "worker" / "boot.py")
 _GUARD = str(Path(__file__).resolve().parent / "guard.py")
 _GUARD_ENDS_S = 2.0
 _LAST_LINES = 50
-_MAX_LINE_BYTES = 16 * 1024
 _GRACE_S = 5.0  # from closing its socket a worker has this long to end by itself
 _PIPES_S = 1.0  # for the rest of its output, once it has ended
 _EXIT_NAMES: dict[int, str] = {
@@ -38,8 +39,6 @@ _EXIT_NAMES: dict[int, str] = {
     ExitCode.OUT_OF_MEMORY: "out of memory",
     ExitCode.PROTOCOL: "protocol error",
 }
-
-_log = logging.getLogger("mms_lite.model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +164,19 @@ class ProcessLauncher:
         return environ
 
 
+def worker_environ(environ: Mapping[str, str], blacklist: str) -> dict[str, str]:
+    """Return the environment for workers, without the variables whose whole name matches `blacklist`.
+
+    Raises:
+        ConfigError: `blacklist` is not a regular expression.
+    """
+    try:
+        hidden = re.compile(blacklist)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"blacklist_env_vars is not a regular expression: {error}") from error
+    return {name: value for name, value in environ.items() if not hidden.fullmatch(name)}
+
+
 def _interpreter(spec: ModelSpec) -> str:
     if spec.python is not None:
         return spec.python
@@ -205,7 +217,7 @@ class ProcessChannel:
         self._connection.start()
         for stream, level in ((self._process.stdout, logging.INFO), (self._process.stderr, logging.WARNING)):
             assert stream is not None  # PIPE was asked for
-            reader = _LineReader(stream.fileno(), self._lines, self._name, level)
+            reader = LineReader(stream.fileno(), self._lines, self._name, level)
             stream.close()  # the reader has a descriptor of its own
             reader.start()
             self._pipes.append(reader.finished)
@@ -289,46 +301,6 @@ def _describe(code: int, why: Exception | None) -> str:
         return f"killed by signal {-code}"
     name = _EXIT_NAMES.get(code)
     return f"exit code {code} ({name})" if name else f"exit code {code}"
-
-
-class _LineReader:
-    """Logs a worker's output line by line and keeps the last lines."""
-
-    def __init__(self, fd: int, last: deque[str], name: str, level: int) -> None:
-        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._fd = os.dup(fd)
-        self._last = last
-        self._name = name
-        self._level = level
-        self._rest = b""
-
-    def start(self) -> None:
-        os.set_blocking(self._fd, False)
-        asyncio.get_running_loop().add_reader(self._fd, self._readable)
-
-    def _readable(self) -> None:
-        try:
-            data = os.read(self._fd, 64 * 1024)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if self._rest and (not data or len(self._rest) > _MAX_LINE_BYTES):
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._emit(line)
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
-            self.finished.set_result(None)
-
-    def _emit(self, line: bytes) -> None:
-        text = line[:_MAX_LINE_BYTES].decode("utf-8", "replace").rstrip("\r")
-        self._last.append(text)
-        stream = "stdout" if self._level == logging.INFO else "stderr"
-        _log.log(self._level, "%s", text, extra={"thread_name": f"{self._name}-{stream}"})
 
 
 def oom_kill_count() -> int:

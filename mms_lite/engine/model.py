@@ -8,7 +8,8 @@ from dataclasses import replace
 from mms_lite.engine.batcher import Job, JobQueue
 from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.pool import Call, WorkerPool
-from mms_lite.errors import LoadError, ModelNotReady, ServingError
+from mms_lite.errors import DeadlineExceeded, LoadError, ModelNotReady, QueueFull, ServingError
+from mms_lite.metrics import VersionMetrics
 from mms_lite.types import InferRequest, ModelSpec, ModelStatus, VersionState
 
 _POLL_S = 0.02
@@ -17,12 +18,24 @@ _POLL_S = 0.02
 class Model:
     """One version of a model. It answers while it is READY, also with workers that are being restarted."""
 
-    def __init__(self, spec: ModelSpec, launcher: Launcher, *, cores: int, call: Call) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        launcher: Launcher,
+        *,
+        cores: int,
+        call: Call,
+        metrics: VersionMetrics | None = None,
+    ) -> None:
         self.spec = spec
+        self.metrics = VersionMetrics() if metrics is None else metrics
         self.state = VersionState.LOADING
         self.failure: ServingError | None = None
         self._queue = JobQueue(
-            spec.queue_size, batch_size=spec.batch_size, max_batch_delay_ms=spec.max_batch_delay_ms
+            spec.queue_size,
+            batch_size=spec.batch_size,
+            max_batch_delay_ms=spec.max_batch_delay_ms,
+            metrics=self.metrics,
         )
         self._pool = WorkerPool(spec, self._queue, launcher=launcher, cores=cores, call=call)
 
@@ -35,6 +48,11 @@ class Model:
     def ready(self) -> bool:
         """Whether it is loaded and has not lost all its workers since."""
         return self.state is VersionState.READY and self._pool.failure is None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether it has workers that have not given up."""
+        return self._pool.live > 0
 
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Bring the number of workers between the two and wait until the new ones have loaded or failed.
@@ -60,9 +78,13 @@ class Model:
         Raises:
             ModelNotReady, QueueFull, InvalidRequest: as the queue.
         """
-        self._check()
-        job = Job(request, self.spec.version)
-        self._queue.put(job)
+        try:
+            self._check()
+            job = Job(request, self.spec.version)
+            self._queue.put(job)
+        except (ModelNotReady, QueueFull) as error:
+            self.metrics.refuse(error)
+            raise
         return job
 
     async def submit_when_room(self, request: InferRequest) -> Job:
@@ -71,9 +93,13 @@ class Model:
         Raises:
             ModelNotReady, DeadlineExceeded, InvalidRequest: as the queue.
         """
-        self._check()
-        job = Job(request, self.spec.version)
-        await self._queue.put_when_room(job)
+        try:
+            self._check()
+            job = Job(request, self.spec.version)
+            await self._queue.put_when_room(job)
+        except (ModelNotReady, DeadlineExceeded) as error:
+            self.metrics.refuse(error)
+            raise
         return job
 
     async def close(self, *, drain_s: float) -> None:

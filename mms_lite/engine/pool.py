@@ -73,7 +73,7 @@ class WorkerPool:
         """Take note that a worker failed for good, for `Worker`: with none left, nobody waits in vain."""
         failure = self.failure
         if failure is not None:
-            self.queue.clear(ModelNotReady("the model's workers cannot be started"))
+            self.queue.clear(ModelNotReady("the model's workers cannot be started", no_workers=True))
 
     def _feed_ahead(self) -> None:
         for worker in self._workers:

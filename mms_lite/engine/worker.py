@@ -11,13 +11,14 @@ import contextlib
 import itertools
 import logging
 import random
+import socket
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from mms_lite import wire
+from mms_lite.engine.batch import BackendLog, Batch
 from mms_lite.engine.batcher import Job
 from mms_lite.engine.launcher import Channel, Exit
 from mms_lite.errors import (
@@ -29,6 +30,7 @@ from mms_lite.errors import (
     WorkerDied,
     from_wire,
 )
+from mms_lite.logs import METRICS, MODEL_METRICS
 from mms_lite.transport import Frame, FrameKind, ProtocolError, encode
 from mms_lite.types import WorkerState, WorkerStatus
 from mms_lite.wire import Item, Outcome
@@ -44,7 +46,8 @@ _MAX_RETURNS = 3  # a job whose workers end before they start it may be what end
 _RETIRE_S = 5.0  # a worker that was told to stop has this long
 
 _log = logging.getLogger("mms_lite.engine")
-_metrics_log = logging.getLogger("mms_lite.model_metrics")
+_metrics_log = logging.getLogger(METRICS)
+_model_metrics_log = logging.getLogger(MODEL_METRICS)
 
 
 def backoff(failures: int) -> float:
@@ -52,16 +55,6 @@ def backoff(failures: int) -> float:
     if failures <= 0:
         return 0.0
     return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 20)) * random.uniform(0.75, 1.25)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """A batch that a worker holds: its unanswered jobs, and which of them it has started."""
-
-    jobs: dict[int, Job]
-    started: set[int] = field(default_factory=set)
-    started_at: float = 0.0
-    due: float = 0.0  # when it has taken too long, on the loop's clock; set when its turn comes
 
 
 class Worker:
@@ -76,9 +69,11 @@ class Worker:
         self.settled = asyncio.Event()  # loaded for the first time, or given up
         self._pool = pool
         self._spec = pool.spec
+        self._metrics = pool.queue.metrics
+        self._backend_log = BackendLog(self.name)
         self._channel: Channel | None = None
         self._started_at = 0.0
-        self._batches: dict[int, _Batch] = {}
+        self._batches: dict[int, Batch] = {}
         self._conversations = itertools.count(1)
         self._free = asyncio.Event()
         self._loaded: asyncio.Future[dict[str, Any]] | None = None
@@ -176,14 +171,15 @@ class Worker:
                     self._pool.gave_up()
                     return
             self.restarts += 1
+            self._metrics.restarts += 1
             self.state = WorkerState.BACKOFF
             pause_s = backoff(max(self._boots_failed, self._crashes))
-            _log.info("%s starts again in %.1f s", self.name, pause_s)
+            _log.info("Retry worker: %s in %.1f seconds.", self.name, pause_s)
             await asyncio.sleep(pause_s)
 
     async def _boot(self) -> ServingError | None:
         loop = asyncio.get_running_loop()
-        self._started_at = time.time()
+        self._started_at, begin = time.time(), time.monotonic()
         self._loaded = loop.create_future()
         try:
             channel = self._pool.launch(self.name, self._on_frame)
@@ -196,6 +192,7 @@ class Worker:
         if self._loaded.done():
             reported = self._loaded.result().get("error")
             if reported is None:
+                self._log_load(time.monotonic() - begin)
                 return None
             error: ServingError = from_wire(reported)
             await asyncio.wait([channel.ended], timeout=_RETIRE_S)
@@ -206,12 +203,16 @@ class Worker:
         channel.kill()
         ended = await channel.ended
         self.last_exit = ended.text
-        if "traceback" not in error.details:
-            lines = [line for line in ended.lines if line.strip()]
-            last = f" ({ended.text}); last line: {lines[-1]}" if lines else f" ({ended.text})"
-            kind = type(error) if isinstance(error, (LoadError, OutOfMemory)) else LoadError
-            error = kind(error.message + last, log=list(ended.lines))
-        return error
+        if self._loaded.done() and isinstance(error, (LoadError, OutOfMemory)):  # the worker says why
+            return error
+        lines = [line for line in ended.lines if line.strip()]
+        last = f"; last line: {lines[-1]}" if lines else ""
+        return LoadError(f"{error.message} ({ended.text}){last}", log=list(ended.lines))
+
+    def _log_load(self, spent_s: float) -> None:
+        """Write MMS's metric of a load: its name is the worker's, its unit milliseconds."""
+        where = f"#Level:Host|#hostname:{socket.gethostname()},timestamp:{int(time.time())}"
+        _metrics_log.info("%s.ms:%d|%s", self.name, spent_s * 1000, where)
 
     def _load_message(self) -> dict[str, Any]:
         spec = self._spec
@@ -249,7 +250,7 @@ class Worker:
             channel.kill()
 
     def _dispatch(self, channel: Channel, jobs: list[Job]) -> None:
-        batch, parts = _Batch({}), []
+        batch, parts = Batch({}, jobs[0].enqueued_at), []
         for job in jobs:
             try:
                 parts.append(wire.encode_item(Item(job.id, job.remaining_ms, job.request)))
@@ -283,7 +284,7 @@ class Worker:
             if jobs and self._channel is not None:
                 self._dispatch(self._channel, jobs)
 
-    def _arm(self, batch: _Batch) -> None:
+    def _arm(self, batch: Batch) -> None:
         """Give a batch its full time from now on. One timer serves all: it looks again when it came early."""
         loop = asyncio.get_running_loop()
         batch.due = loop.time() + self._spec.response_timeout_s
@@ -300,7 +301,7 @@ class Worker:
                 self._time_out(batch)
             return
 
-    def _time_out(self, batch: _Batch) -> None:
+    def _time_out(self, batch: Batch) -> None:
         limit_s = self._spec.response_timeout_s
         _log.warning("%s gave no answer within %g s and is killed", self.name, limit_s)
         for job_id in batch.started:
@@ -330,12 +331,11 @@ class Worker:
         elif frame.kind is FrameKind.STARTED:
             batch = self._batches.get(frame.conversation)
             if batch is not None:
-                batch.started.update(wire.decode_ids(frame))
-                batch.started_at = time.monotonic()
+                batch.start(set(wire.decode_ids(frame)), self._metrics)
                 self._arm(batch)
         elif frame.kind is FrameKind.METRICS:
             lines = [str(line) for line in wire.decode_json(frame).get("lines", [])]
-            _metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})
+            _model_metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})
         elif frame.kind is FrameKind.LOADED:
             if self._loaded is not None and not self._loaded.done():
                 self._loaded.set_result(wire.decode_json(frame))
@@ -361,11 +361,13 @@ class Worker:
             return
         self._finish_batch(number, batch)
 
-    def _finish_batch(self, number: int, batch: _Batch) -> None:
+    def _finish_batch(self, number: int, batch: Batch) -> None:
         del self._batches[number]
         self._crashes = 0
         if batch.started:
-            self._batch_s += (time.monotonic() - batch.started_at - self._batch_s) / 8
+            spent_s = batch.end(self._metrics)
+            self._backend_log.add(spent_s)
+            self._batch_s += (spent_s - self._batch_s) / 8
         for following in self._batches.values():
             self._arm(following)
             self.feed_ahead()
@@ -410,6 +412,8 @@ class Worker:
             self._timer.cancel()
             self._timer = None
         for batch in held:
+            if batch.started:
+                batch.end(self._metrics)
             for job in batch.jobs.values():
                 job.on_death = None
                 if job.id in batch.started:

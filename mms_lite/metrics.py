@@ -1,0 +1,113 @@
+"""What is counted while requests are served: plain numbers that one event loop writes, a microsecond each.
+
+No format is known here: whoever shows the numbers takes a `Snapshot` and spells it (docs/metrics.md).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mms_lite.errors import ServingError
+from mms_lite.types import ModelStatus
+
+LATENCIES_S = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+)
+ROWS = tuple(float(1 << power) for power in range(11))
+
+
+class Histogram:
+    """How often a value fell into each range.
+
+    `counts[i]` is for values up to `bounds[i]` and above the bound before; the last, for those above all.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Histogram:
+        """Return a histogram of its own with the same counts."""
+        twin = Histogram(self.bounds)
+        twin.counts = self.counts.copy()
+        twin.sum = self.sum
+        return twin
+
+
+def _latencies() -> Histogram:
+    return Histogram(LATENCIES_S)
+
+
+REASONS = ("queue_full", "model_not_ready", "no_workers", "deadline_exceeded")  # of refusals
+
+
+@dataclass(slots=True)
+class VersionMetrics:
+    """What one version of a model has seen. `requests` is by protocol and the code that was sent."""
+
+    requests: dict[tuple[str, str], int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    cancelled: int = 0
+    restarts: int = 0
+    queue_s: Histogram = field(default_factory=_latencies)
+    batch_wait_s: Histogram = field(default_factory=_latencies)
+    inference_s: Histogram = field(default_factory=_latencies)
+    total_s: Histogram = field(default_factory=_latencies)
+    batch_rows: Histogram = field(default_factory=lambda: Histogram(ROWS))
+
+    def count(self, protocol: str, code: str) -> None:
+        """Count an answered request."""
+        key = protocol, code
+        self.requests[key] = self.requests.get(key, 0) + 1
+
+    def refuse(self, error: ServingError) -> None:
+        """Count a request that no worker was given."""
+        reason = "no_workers" if error.details.get("no_workers") else error.code
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+    def copy(self) -> VersionMetrics:
+        """Return the numbers as they are now, for another thread."""
+        return VersionMetrics(
+            requests=self.requests.copy(),
+            refusals=self.refusals.copy(),
+            cancelled=self.cancelled,
+            restarts=self.restarts,
+            queue_s=self.queue_s.copy(),
+            batch_wait_s=self.batch_wait_s.copy(),
+            inference_s=self.inference_s.copy(),
+            total_s=self.total_s.copy(),
+            batch_rows=self.batch_rows.copy(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All numbers of one moment. `unknown` counts the requests that named no loaded version."""
+
+    versions: Sequence[tuple[ModelStatus, VersionMetrics]]
+    unknown: Mapping[tuple[str, str], int]
