@@ -1,10 +1,14 @@
 """Log files: which line goes where, in which form, and what a client, a model or a full disk cannot do."""
 
+import gzip
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from mms_lite.errors import ConfigError
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d,\d{3}"
 RECORD = re.compile(rf"^{TIME} (\[[A-Z ]{{5}}\] .* )?- ")
-FILES = {"access_log.log", "mms_log.log", "model_metrics.log", "mms_metrics.log"}
+FILES = {"access_log.log", "mms_log.log", "model_log.log", "model_metrics.log", "mms_metrics.log"}
 
 Write = Callable[..., dict[str, list[str]]]
 
@@ -84,7 +88,7 @@ def test_the_level_bounds_our_loggers_but_not_access_and_metrics(written: Write)
             say(name, "x")()
 
     files = written(act, level=logging.ERROR)
-    assert [name for name in sorted(FILES) if not files[name]] == ["mms_log.log"]
+    assert [name for name in sorted(FILES) if not files[name]] == ["mms_log.log", "model_log.log"]
 
 
 def test_debug_is_written_when_asked_for(written: Write) -> None:
@@ -171,7 +175,8 @@ def test_arguments_are_rendered_when_logged(written: Write) -> None:
 
 def test_metrics_have_their_own_folder(tmp_path: Path) -> None:
     logs.configure(tmp_path / "a/b", tmp_path / "c", console=False).close()
-    assert {file.name for file in (tmp_path / "a/b").iterdir()} == {"access_log.log", "mms_log.log"}
+    logs_of_server = {"access_log.log", "mms_log.log", "model_log.log"}
+    assert {file.name for file in (tmp_path / "a/b").iterdir()} == logs_of_server
     assert {file.name for file in (tmp_path / "c").iterdir()} == {"model_metrics.log", "mms_metrics.log"}
 
 
@@ -217,37 +222,58 @@ def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err.count("cannot write ") == 1
 
 
-def test_a_file_that_a_failed_rotation_closed_is_opened_again(tmp_path: Path) -> None:
+def test_a_log_of_another_day_is_put_aside_at_the_first_line(tmp_path: Path) -> None:
+    log = tmp_path / "mms_log.log"
+    log.write_text("before\n")
+    noon = time.mktime((2026, 1, 31, 12, 0, 0, 0, 0, -1))
+    os.utime(log, (noon, noon))
     router = logs.configure(tmp_path, tmp_path, console=False)
-    (file,) = [handler for handler in router._sinks[0]._handlers if handler._logger == logs.ACCESS]
-    file.stream.close()
-    say(logs.ACCESS, "lost")()
-    say(logs.ACCESS, "kept")()
+    say("mms_lite", "after")()
     router.close()
-    assert (tmp_path / "access_log.log").read_text().endswith(" - kept\n")
+    assert log.read_text().endswith(" - after\n")
+    for thread in threading.enumerate():
+        if thread.name == "log-compress":
+            thread.join(20)
+    assert gzip.decompress((tmp_path / "mms_log.31-Jan.log.gz").read_bytes()) == b"before\n"
 
 
-def test_files_rotate_and_keep_five_old_ones(
-    written: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "_ROTATE_BYTES", 200)
+COUNT = r"Requests([245])XX\.Count:1\|#Level:Host\|#hostname:([^,|]+),timestamp:(\d+)"
+REQUESTS = re.compile(f"({TIME}) - {COUNT}")
 
-    def act() -> None:
-        for number in range(40):
-            say(logs.ACCESS, f"line {number} {'x' * 60}")()
 
-    files = written(act)
-    names = {name for name in files if name.startswith("access")}
-    assert names == {"access_log.log", *(f"access_log.log.{n}" for n in range(1, 6))}
-    lines = [line for name in sorted(names, reverse=True) for line in files[name]]
-    numbers = [int(line.split()[3]) for line in lines]
-    assert numbers == list(range(40))[-len(numbers) :]
+def test_each_line_of_the_access_log_is_counted_once_by_its_status(tmp_path: Path) -> None:
+    statuses = [200, 204, 301, 404, 413, 499, 500, 503, 101, 422, 200]
+    router = logs.configure(tmp_path, tmp_path, console=False)
+    for number, status in enumerate(statuses):
+        line = logs.access_line("127.0.0.1:5", "GET", f'/a" 200 1 {number}', "HTTP/1.1", status, number)
+        (router.access if number % 2 else logging.getLogger(logs.ACCESS).info)(line)
+    say(logs.METRICS, "CPUUtilization.Percent:1.0")()
+    router.close()
+    access = (tmp_path / "access_log.log").read_text().splitlines()
+    *counted, other = (tmp_path / "mms_metrics.log").read_text().splitlines()
+    assert other.endswith(" - CPUUtilization.Percent:1.0")
+    matches = [REQUESTS.fullmatch(line) for line in counted]
+    assert [match[2] for match in matches if match] == list("22544455542")
+    for line, match in zip(access, matches, strict=True):
+        assert match is not None
+        assert match[1] == line.partition(" - ")[0]
+        assert match[3] == socket.gethostname()
+        assert time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(int(match[4]))) == match[1][:19]
+
+
+@given(st.text(max_size=30))
+def test_no_access_line_breaks_the_count(line: str) -> None:
+    record = logging.LogRecord(logs.ACCESS, logging.INFO, "", 0, line, None, None)
+    record.message = line
+    counted = logs._RequestsFormatter().format(record)
+    assert counted == "" or REQUESTS.fullmatch(counted)
 
 
 def test_a_writer_that_falls_behind_drops_and_counts(written: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_WAITING_RECORDS", 0)
     files = written(lambda: [say(logs.ACCESS, "x")() for _ in range(7)])
     assert not files["access_log.log"]
+    assert not files["mms_metrics.log"]
     (line,) = files["mms_log.log"]
     assert line.endswith("[WARN ] log-files mms_lite.logs - 7 log lines were dropped")
 
