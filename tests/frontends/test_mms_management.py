@@ -277,11 +277,13 @@ async def test_versions_that_are_not_there(inline, management, method, target, s
     assert (answer.status, answer.json["type"]) == (status, kind)
 
 
-async def test_a_version_without_workers_cannot_be_the_default(inline, management):
+@pytest.mark.parametrize("given", [{"wait": False}, {"workers": 0}])
+async def test_a_version_without_workers_cannot_be_the_default(inline, management, given):
     await inline.load("echo")
-    await inline.load("bad_init", version="2", wait=False, name="echo")
+    await inline.load("bad_init", version="2", name="echo", **given)
     answer = await management("PUT", "/models/echo/2/set-default")
     assert (answer.status, answer.json["type"]) == (503, "ServiceUnavailableException")
+    assert answer.json["message"] == "version 2 of model echo is not ready: it has no workers"
     assert (await management("GET", "/models/echo")).json["modelVersion"] == "1"
 
 
@@ -299,31 +301,26 @@ async def test_register_a_version_beside_and_another_in_its_place(inline, manage
     assert (await management("POST", f"{target}&version=2&set_default=true")).status == 200
     assert (await management("GET", "/models/m")).json["modelVersion"] == "2"
     await management("PUT", "/models/m/1?min_worker=2&synchronous=true")
-    before = (await management("GET", "/models/m/1")).json["workers"]
+    before = {worker.started_at for worker in inline.engine.describe("m", "1").workers}
     other = register(url=echo, model_name="m", handler="service:handle")
     answer = await management("POST", f"{other}&version=1&replace=true")
     assert (answer.status, answer.json) == (200, {"status": "Workers scaled"})
     after = (await management("GET", "/models/m/1")).json
     assert after["minWorkers"] == len(after["workers"]) == 2  # as many as what it replaced
-    assert {w["startTime"] for w in after["workers"]}.isdisjoint(w["startTime"] for w in before)
+    assert before.isdisjoint(worker.started_at for worker in inline.engine.describe("m", "1").workers)
     assert (await management("GET", "/models/m")).json["modelVersion"] == "2"
 
 
 async def test_a_replacement_in_the_background_answers_at_once(inline, management, echo, wait_until):
     await inline.load("echo", workers=1)
-    (before,) = (await management("GET", "/models/echo")).json["workers"]
+    (before,) = inline.engine.describe("echo").workers
     target = register(
         url=echo, handler="service:handle", model_name="echo", replace="true", synchronous="false"
     )
     answer = await management("POST", target)
     assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
 
-    async def replaced() -> bool:
-        (worker,) = (await management("GET", "/models/echo")).json["workers"]
-        return bool(worker["startTime"] != before["startTime"])
-
-    while not await replaced():
-        await asyncio.sleep(0.01)
+    await wait_until(lambda: before.started_at != inline.engine.describe("echo").workers[0].started_at)
 
 
 async def test_who_may_not_manage_is_asked_on_every_route(inline):
@@ -401,4 +398,4 @@ async def test_a_merged_address_has_both_and_inference_first(inline, merged):
     assert (await merged("GET", "/ping")).status == 200
     assert (await merged("GET", "/models/echo")).json["modelName"] == "echo"
     assert (await merged("POST", "/models/echo/invoke", b"x")).body == b"x"
-    assert (await merged("GET", "/models/predict")).json["message"] == "Model not found: models"
+    assert (await merged("GET", "/models/predict")).json["message"] == "Model not found: predict"

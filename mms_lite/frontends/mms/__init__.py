@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import ServingError
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
-from mms_lite.frontends.mms.answers import method_not_allowed, resource_not_found, spell
+from mms_lite.frontends.mms.answers import json_response, method_not_allowed, resource_not_found, spell
+from mms_lite.frontends.mms.description import api_description
 from mms_lite.frontends.mms.inference import Inference
 from mms_lite.frontends.mms.management import Management
 
@@ -20,15 +22,18 @@ def _anybody(request: HttpRequest) -> None:
 
 
 class MmsProtocol:
-    """One address's routes, asked in turn."""
+    """One address's routes, asked in turn; `description` is what it answers when asked what they are."""
 
-    def __init__(self, routes: Sequence[_Routes]) -> None:
+    def __init__(self, routes: Sequence[_Routes], description: HttpResponse) -> None:
         self._routes = routes
+        self._description = description
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request; errors come back as responses."""
         parts = request.path.rstrip("/").split("/")[1:]
-        if not parts or (parts[0] == "api-description" and len(parts) > 1):
+        if parts == ["api-description"] or (not parts and request.method == "OPTIONS"):
+            return replace(self._description)
+        if not parts or parts[0] == "api-description":
             return method_not_allowed()
         try:
             for routes in self._routes:
@@ -46,7 +51,10 @@ class MmsProtocol:
 
 def inference(engine: Engine, limits: Limits) -> MmsProtocol:
     """Return the protocol of an inference address."""
-    return MmsProtocol([Inference(engine, max_response_size=limits.max_response_size).handle])
+    return MmsProtocol(
+        [Inference(engine, max_response_size=limits.max_response_size).handle],
+        json_response(api_description(inference=True, management=False)),
+    )
 
 
 def management(
@@ -56,7 +64,10 @@ def management(
 
     `authorise` is called for every management request and raises Unauthorized or Forbidden.
     """
-    return MmsProtocol([Management(engine, default_workers=default_workers, authorise=authorise).handle])
+    return MmsProtocol(
+        [Management(engine, default_workers=default_workers, authorise=authorise).handle],
+        json_response(api_description(inference=False, management=True)),
+    )
 
 
 def merged(
@@ -67,5 +78,6 @@ def merged(
         [
             Inference(engine, max_response_size=limits.max_response_size).handle,
             Management(engine, default_workers=default_workers, authorise=authorise).handle,
-        ]
+        ],
+        json_response(api_description(inference=True, management=True)),
     )

@@ -74,6 +74,8 @@ def spell(error: ServingError, model: str = "") -> HttpResponse:
     if isinstance(error, HandlerError):
         status = error.details.get("status", status)
     response = error_response(status, kind, _message(error, code, model))
+    if code == "unauthorized":
+        response.headers = [*response.headers, ("WWW-Authenticate", "Bearer")]
     if error.retryable and status == 503:
         response.headers = [*response.headers, ("Retry-After", str(_retry_after_s(error)))]
     return response

@@ -8,8 +8,9 @@ import time
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import InvalidRequest, ServingError
 from mms_lite.frontends.message import HttpRequest, HttpResponse
-from mms_lite.frontends.mms.answers import json_response, method_not_allowed, model_response, spell
+from mms_lite.frontends.mms.answers import json_response, model_response, spell
 from mms_lite.frontends.mms.body import read_parts
+from mms_lite.frontends.mms.description import model_description
 from mms_lite.types import InferRequest
 
 _NO_LIMIT_MS = 1e10  # four months: whoever says more means no limit
@@ -34,18 +35,20 @@ class Inference:
                 return await self._invoke(request, "")
             case ["models", name, "invoke"]:
                 return await self._invoke(request, name)
-            case [name, "predict"]:
+            case [name, "predict"] if name != "models":
                 return await self._predict(request, name, with_query=True)
         return None
 
     def _ping(self) -> HttpResponse:
+        if self._engine.starting:  # MMS listens only when its start-up models are up
+            return json_response({"status": "Unhealthy"}, status=503)
         wanted, ready = self._engine.health()
         status = "Healthy" if ready >= wanted else "Partial Healthy" if ready else "Unhealthy"
         return json_response({"status": status})
 
     async def _invoke(self, request: HttpRequest, name: str) -> HttpResponse:
         if not name:
-            name = dict(request.query).get("model_name", "") or self._only_startup_model()
+            name = request.parameters.get("model_name", "") or self._only_startup_model()
         return await self._predict(request, name, with_query=True)
 
     def _only_startup_model(self) -> str:
@@ -58,7 +61,8 @@ class Inference:
         self, request: HttpRequest, name: str, *, version: str | None = None, with_query: bool = False
     ) -> HttpResponse:
         if request.method == "OPTIONS":
-            return method_not_allowed()  # MMS describes the model here
+            spec = self._engine.describe(name, version).spec
+            return json_response(model_description(spec, version))
         try:
             deadline = _deadline(request)
             inputs = await read_parts(request, with_query=with_query)
@@ -68,8 +72,12 @@ class Inference:
                 )
             )
         except ServingError as error:
-            return spell(error, name)
-        return model_response(answer, self._max_response_size)
+            response = spell(error, name)
+        else:
+            version = answer.version
+            response = model_response(answer, self._max_response_size)
+        self._engine.count(name, version, "mms", response.status)
+        return response
 
 
 def _deadline(request: HttpRequest) -> float | None:

@@ -17,7 +17,7 @@ from mms_lite.frontends.mms.body import content_type, read_json
 from mms_lite.types import LoadOptions, ModelStatus, WorkerState, WorkerStatus
 
 _MAX_PAGE = 100
-_BATCH_DELAY_MS = 100
+_BATCH_DELAY_MS = 100  # as at start
 _RUNNING = (WorkerState.READY, WorkerState.BUSY)
 _WORKER_STATUS = {
     WorkerState.STARTING: "LOADING",
@@ -61,15 +61,15 @@ class Management:
                 return await self._models(request)
             case ["models", name] if name:
                 return await self._model(request, name, None)
-            case ["models", name, version]:
+            case ["models", name, version] if name and version:
                 return await self._model(request, name, version)
-            case ["models", name, version, "set-default"]:
+            case ["models", name, version, "set-default"] if name and version:
                 return self._set_default(request, name, version)
         return None
 
     async def _models(self, request: HttpRequest) -> HttpResponse:
         if request.method == "GET":
-            return self._list(_Parameters(dict(request.query)))
+            return self._list(_Parameters(request.parameters))
         if request.method == "POST":
             return await self._register(request)
         return method_not_allowed()
@@ -78,14 +78,14 @@ class Management:
         if request.method == "GET":
             return self._describe(request, name, version)
         if request.method == "PUT":
-            return await self._scale(_Parameters(dict(request.query)), name, version)
+            return await self._scale(_Parameters(request.parameters), name, version)
         if request.method == "DELETE":
             await self._engine.unload(name, version)
             return json_response({"status": f'Model "{name}" unregistered'})
         return method_not_allowed()
 
     def _describe(self, request: HttpRequest, name: str, version: str | None) -> HttpResponse:
-        wanted = dict(request.query).get("version")
+        wanted = request.parameters.get("version")
         if wanted is None or version is not None:
             return json_response(_description(self._engine.describe(name, version)))
         if wanted != "all":
@@ -100,7 +100,7 @@ class Management:
 
     async def _register(self, request: HttpRequest) -> HttpResponse:
         in_json = content_type(request)[0].lower() == "application/json"
-        given = _Parameters(await read_json(request.body) if in_json else dict(request.query))
+        given = _Parameters(await read_json(request.body) if in_json else request.parameters)
         timeout = given.integer("response_timeout", -1)
         wait = given.boolean("synchronous", True)
         replaces = given.boolean("replace", False)
