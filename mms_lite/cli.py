@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -22,7 +25,9 @@ import click
 import psutil
 
 import mms_lite
-from mms_lite.config import OPTIONS, SWITCH, Config, LoadedConfig, find_config_file
+from mms_lite import config_report
+from mms_lite.arguments import Command
+from mms_lite.config import OPTIONS, PRESETS, SWITCH, Config, LoadedConfig, find_config_file
 from mms_lite.errors import ConfigError
 from mms_lite.instance import Instance
 
@@ -31,8 +36,14 @@ EXIT_START_TIMEOUT = 4
 _ALREADY = "Model server is already running, please use multi-model-server --stop to stop MMS."
 _KILL_AFTER_S = 10.0  # beyond the drain time
 _OUTPUT_FILE = "server_output.log"  # what the server prints outside its logs: crashes, mostly
+# The argument by which SageMaker's toolkit finds the server among all processes.
+PROCESS_NAME = "com.amazonaws.ml.mms.ModelServer"
 # `python -m` would put the current folder before the standard library.
-_BOOT = "import sys; sys.path[:] = [p for p in sys.path if p] + [{!r}]; from mms_lite.cli import main; main()"
+_BOOT = (
+    "import sys; del sys.argv[1]; sys.path[:] = [p for p in sys.path if p] + [{!r}];"
+    " from mms_lite.cli import main; main()"
+)
+_NEEDS_NO_STORE = re.compile(r"(.+=)?https?://.+|ALL", re.IGNORECASE)
 
 
 class _Exit(Exception):
@@ -41,34 +52,6 @@ class _Exit(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-
-
-def spread_models(arguments: Sequence[str]) -> list[str]:
-    """Repeat `--models` before each of its values, as users type several after one flag.
-
-    Raises:
-        click.UsageError: the flag has no value.
-    """
-    spread: list[str] = []
-    in_models = empty = False
-    for argument in [*arguments, "--"]:
-        if argument.startswith("-"):
-            if empty:
-                raise click.UsageError("Option '--models' requires an argument.")
-            empty = argument == "--models"
-            in_models = empty or argument.startswith("--models=")
-        elif in_models:
-            spread.append("--models")
-            empty = False
-        if argument != "--models":
-            spread.append(argument)
-    return spread[:-1]
-
-
-class _Command(click.Command):
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.meta["arguments"] = list(args)
-        return super().parse_args(ctx, spread_models(args))
 
 
 def _config_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -83,13 +66,20 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
-@click.command(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--start", is_flag=True, help="Start in the background and wait until ready (the default).")
 @click.option("--stop", is_flag=True, help="Drain and stop the running server.")
 @click.option("--foreground", is_flag=True, help="Run in this terminal until Ctrl-C.")
-@click.option("--mms-config", metavar="FILE", help="Properties file; ./config.properties is found by itself.")
+@click.option(
+    "--mms-config",
+    metavar="FILE",
+    help="Properties file, or `sagemaker`; ./config.properties is found by itself.",
+)
 @click.option("--models", multiple=True, metavar="[NAME=]MODEL ...", help="Models to load at start, or ALL.")
 @click.option("--log-config", metavar="FILE", help="log4j configuration; its levels are taken over.")
+@click.option(
+    "--print-config", is_flag=True, help="Show every setting and where it comes from; start nothing."
+)
 @click.option("--report-fd", type=int, hidden=True)
 @click.version_option(mms_lite.__version__, prog_name="mms-lite")
 @_config_options
@@ -98,19 +88,25 @@ def command(**values: Any) -> None:
     if values.pop("start") and values["stop"]:
         raise click.UsageError("--start and --stop exclude each other.")
     stop, foreground = values.pop("stop"), values.pop("foreground")
+    print_config = values.pop("print_config")
     report_fd = values.pop("report_fd")
-    log_config = values.pop("log_config")
-    instance = Instance()
+    if foreground and not (stop or print_config) and sys.executable and PROCESS_NAME not in sys.orig_argv:
+        _become(_server_command())
     try:
-        if stop:
+        instance = Instance()
+        if stop and not print_config:
             _stop(instance)
             return
-        if report_fd is None and instance.running() is not None:
-            raise _Exit(_ALREADY, EXIT_CONFIGURATION)
+        if report_fd is None and not print_config:
+            _refuse_a_second(instance)
+        log_config = values.pop("log_config")
         loaded = _load_config(values.pop("mms_config"), log_config, values)
-        if foreground:
+        if print_config:
+            click.echo(config_report.table(loaded))
+        elif foreground:
             sys.exit(_serve(loaded, log_config, instance, report_fd))
-        _start(loaded)
+        else:
+            _start(loaded)
     except ConfigError as error:
         _fail(f"Invalid configuration: {error.message}", EXIT_CONFIGURATION)
     except _Exit as end:
@@ -119,7 +115,23 @@ def command(**values: Any) -> None:
 
 def main() -> None:
     """Run the command line."""
+    _open_closed_files()
     command.main(prog_name="mms-lite")
+
+
+def main_by_old_name() -> None:
+    """Run the command line as `mxnet-model-server`, with the warning that MMS gives."""
+    click.echo("Warning: Calling MMS with mxnet-model-server. Please move to multi-model-server.")
+    main()
+
+
+def _open_closed_files() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed, else the next file opened takes its place."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -127,40 +139,91 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _refuse_a_second(instance: Instance) -> None:
+    if instance.running() is not None:
+        raise _Exit(_ALREADY, EXIT_CONFIGURATION)
+    if instance.pid_file.exists():
+        click.echo("Removing orphan pid file.")
+
+
 def _load_config(flag: str | None, log_config: str | None, values: dict[str, Any]) -> LoadedConfig:
+    """Read the configuration; the checks come in the order of MMS.
+
+    Raises:
+        _Exit, ConfigError: it cannot be used.
+    """
+    models, store, temp = values.pop("models"), values["model_store"], os.environ.get("TEMP")
+    wrong = ""
     if log_config and not Path(log_config).is_file():
-        raise _Exit(f"--log-config file not found: {os.path.abspath(log_config)}", EXIT_CONFIGURATION)
-    if flag and not Path(flag).is_file():
-        raise _Exit(f"--mms-config file not found: {flag}", EXIT_CONFIGURATION)
-    if values["model_store"] and not Path(values["model_store"]).is_dir():
-        raise _Exit(f"--model-store directory not found: {values['model_store']}", EXIT_CONFIGURATION)
-    models = values.pop("models")
+        wrong = f"--log-config file not found: {os.path.realpath(log_config)}"
+    elif temp and not Path(temp).is_dir():
+        wrong = f"Invalid temp directory: {temp}, please check TEMP environment variable."
+    elif flag and flag not in PRESETS and not Path(flag).is_file():
+        wrong = f"--mms-config file not found: {flag}"
+    elif store and not Path(store).is_dir():
+        wrong = f"--model-store directory not found: {store}"
+    if wrong:
+        raise _Exit(wrong, EXIT_CONFIGURATION)
     overrides = {**values, "load_models": ",".join(models) or None}
     loaded = Config.load(find_config_file(flag, os.environ), overrides, os.environ)
-    if models and loaded.config.model_store is None and list(models) != ["ALL"]:
+    if loaded.config.model_store is None and not all(map(_NEEDS_NO_STORE.fullmatch, models)):
         raise _Exit("--model-store is required to load model locally.", EXIT_CONFIGURATION)
     return loaded
 
 
+def _become(command: list[str]) -> None:
+    """Turn this process into another one: its arguments cannot be changed in any other way."""
+    os.execv(command[0], command)
+
+
+def _server_command(*more: str) -> list[str]:
+    """Return the command of the server that the command line asks for, in the foreground."""
+    root = str(Path(mms_lite.__file__).resolve().parent.parent)
+    typed = click.get_current_context().meta["arguments"]
+    arguments = [each for each in typed if each not in ("--start", "--foreground")]
+    return [sys.executable, "-c", _BOOT.format(root), PROCESS_NAME, "--foreground", *more, *arguments]
+
+
+def _logs_to_stdout(config: Config, *, background: bool) -> bool:
+    if config.console_log is not None:
+        return config.console_log
+    return not background or _is_log_of_container()
+
+
+def _is_log_of_container() -> bool:
+    """Tell whether stdout is that of process 1: then it stays open, and nobody waits for its end."""
+    try:
+        stdout, null = os.fstat(1), os.stat(os.devnull)
+        return os.path.samestat(stdout, os.stat("/proc/1/fd/1")) and not os.path.samestat(stdout, null)
+    except OSError:
+        return False
+
+
 def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, report_fd: int | None) -> int:
     """Be the server, in this process."""
-    from mms_lite import logs, server
+    from mms_lite import logs, machine, server
 
-    if not instance.claim():
-        raise _Exit(_ALREADY, EXIT_CONFIGURATION)
     report = _print_event if report_fd is None else _pipe_events(report_fd)
     try:
+        if not instance.claim():
+            report({"event": "refused", "message": _ALREADY})
+            return EXIT_CONFIGURATION
         level, note = logs.log_config_level(Path(log_config)) if log_config else (None, "")
         config = loaded.config
         router = logs.configure(
             config.log_location,
             config.metrics_location,
-            console=report_fd is None,
+            console=_logs_to_stdout(config, background=report_fd is not None),
             level=level or logging.INFO,
         )
+        gpus = machine.gpu_count(config.number_of_gpu)
+        lines = config_report.banner(loaded, cpus=machine.cpu_count(), gpus=gpus)
+        logging.getLogger("mms_lite").info("%s", "\n".join(lines), extra={"lines": lines})
         for text in filter(None, (*loaded.notes, note)):
             logging.getLogger("mms_lite").warning("%s", text)
-        return server.serve(loaded.config, report=report, access=router.access, instance=instance)
+        config = replace(config, number_of_gpu=gpus)
+        loaded = replace(loaded, config=config)
+        return server.serve(loaded, report=report, access=router.access, instance=instance)
     except ConfigError as error:
         report({"event": "failed", "message": f"Invalid configuration: {error.message}"})
         return EXIT_CONFIGURATION
@@ -175,38 +238,38 @@ def _start(loaded: LoadedConfig) -> None:
         _Exit: it is not, and why; the server has ended.
     """
     config = loaded.config
-    for note in loaded.notes:
+    for note in (*loaded.notes, *_store_notes(config)):
         click.echo(f"Note: {note}", err=True)
-    output = _open_output(config.log_location)
-    said_before = output.tell()
+    output = None if _logs_to_stdout(config, background=True) else _open_output(config.log_location)
+    said_before = output.tell() if output else 0
     receiving, sending = os.pipe()
-    root = str(Path(mms_lite.__file__).resolve().parent.parent)
-    arguments = [a for a in click.get_current_context().meta["arguments"] if a != "--start"]
-    command = [
-        sys.executable,
-        "-c",
-        _BOOT.format(root),
-        "--foreground",
-        "--report-fd",
-        str(sending),
-        *arguments,
-    ]
-    with output:
+    with output or nullcontext():
+        # Never our stderr: who captures it would wait for the server's end.
         server = subprocess.Popen(
-            command,
+            _server_command("--report-fd", str(sending)),
             stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdout=output or 1,
+            stderr=output or 1,
             pass_fds=[sending],
             start_new_session=True,
         )
     os.close(sending)
     ready = False
     try:
-        ready = _follow(receiving, server, config, said_before)
+        _follow(receiving, server, config, said_before if output else None)
+        ready = True
     finally:
         if not ready:
             _end(server.pid, config.drain_timeout_s)
+
+
+def _store_notes(config: Config) -> Iterator[str]:
+    """Yield why ALL loads nothing, which is no error in MMS."""
+    if config.load_models.strip().upper() == "ALL":
+        if config.model_store is None:
+            yield "Model store is not configured."
+        elif not config.model_store.is_dir():
+            yield f"Model store path is not found: {config.model_store}"
 
 
 def _open_output(folder: Path) -> BinaryIO:
@@ -222,29 +285,40 @@ def _open_output(folder: Path) -> BinaryIO:
         raise ConfigError(f"log folder {folder} cannot be written: {error.strerror}") from error
 
 
-def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, said_before: int) -> bool:
-    """Print what the starting server reports until it is ready; its output before `said_before` is older."""
+def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, said_before: int | None) -> None:
+    """Print what the starting server reports until it is ready.
+
+    What it prints outside its logs begins at `said_before` of its output file; None: the user has seen it.
+
+    Raises:
+        _Exit: it is not ready.
+    """
+    logs = f"Logs: {config.log_location.absolute()}"
     until = time.monotonic() + config.start_timeout_s
-    event: Mapping[str, Any] = {"event": ""}
+    kind = ""
     for event in _events(receiving, until):
+        kind = event["event"]
+        if kind == "refused":
+            raise _Exit(event["message"], EXIT_CONFIGURATION)
         _print_event(event)
-        if event["event"] == "ready":
-            _say(f"Logs: {config.log_location.absolute()}")
-            return True
-        if event["event"] == "failed":
-            until = time.monotonic() + config.drain_timeout_s
+        if kind == "ready":
+            _say(logs)
+            return
+        if kind == "failed":
+            until = time.monotonic() + config.drain_timeout_s + _KILL_AFTER_S
             break
-    try:
+    with suppress(subprocess.TimeoutExpired):
         server.wait(max(0.0, until - time.monotonic()) + 1.0)
-    except subprocess.TimeoutExpired:
+    code = max(server.returncode or 0, 0) or EXIT_CONFIGURATION
+    if kind == "failed":
+        raise _Exit(f"Model server was not started.\n{logs}", code)
+    if server.returncode is None:
         text = f"Model server was not ready within {config.start_timeout_s:g} s and was ended."
-        raise _Exit(text, EXIT_START_TIMEOUT) from None
-    if event["event"] == "failed":
-        raise _Exit("Model server was not started.", server.returncode)
-    said = (config.log_location / _OUTPUT_FILE).read_bytes()[said_before:]
-    lines = said.decode("utf-8", "replace").splitlines()[-5:]
-    text = "\n".join([f"Model server ended with exit code {server.returncode} while it started.", *lines])
-    raise _Exit(text, server.returncode if server.returncode > 0 else EXIT_CONFIGURATION)
+        raise _Exit(f"{text}\n{logs}", EXIT_START_TIMEOUT)
+    said = b"" if said_before is None else (config.log_location / _OUTPUT_FILE).read_bytes()[said_before:]
+    last = said.decode("utf-8", "replace").splitlines()[-5:]
+    text = f"Model server ended with exit code {server.returncode} while it started."
+    raise _Exit("\n".join([text, *last, logs]), code)
 
 
 def _events(receiving: int, until: float) -> Iterator[dict[str, Any]]:
@@ -279,11 +353,13 @@ def _print_event(event: Mapping[str, Any]) -> None:
         _say(f"Model {event['model']}: ready after {event['seconds']:.1f} s")
     elif kind == "model":
         _say(f"Model {event['model']}: FAILED: {event['error']}")
-    elif kind == "failed":
+    elif kind in ("failed", "refused"):
         _say(event["message"])
     elif kind == "ready":
         _say(f"Inference API:  {event['inference_address']}")
         _say(f"Management API: {event['management_address']}")
+        if "metrics_address" in event:
+            _say(f"Metrics API:    {event['metrics_address']}")
         _say("Model server started.")
 
 

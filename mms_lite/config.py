@@ -27,6 +27,7 @@ MINUTES_KEY = "default_response_timeout"
 SECONDS_KEY = "default_response_timeout_seconds"
 ENABLE_KEY = "enable_envvars_config"
 WORKERS_KEY = "NUM_WORKERS"
+PRESETS = {"sagemaker": Path(__file__).parent / "configs" / "sagemaker.properties"}  # names for --mms-config
 GIB = 1 << 30
 
 
@@ -166,7 +167,15 @@ class Config:
     strict: bool = _option(False, SWITCH, "End with exit code 3 when any model fails to load at start.")
     log_location: Path = _option(Path("logs"), PATH, "Folder of the log files.", env="LOG_LOCATION")
     metrics_location: Path = _option(Path("logs"), PATH, "Folder of metrics files.", env="METRICS_LOCATION")
-    temp_directory: Path | None = _option(None, PATH, "Folder for extracted archives; unset: the system's.")
+    console_log: bool | None = _option(
+        None,
+        SWITCH,
+        "Write the log to stdout too. Unset: in the foreground, and where stdout is that of process 1 (in a"
+        " container).",
+    )
+    temp_directory: Path | None = _option(
+        None, PATH, "Folder for extracted archives; unset: TEMP, else the system's."
+    )
     enable_envvars_config: bool = _option(
         False, SWITCH, "Let MMS_* variables override the rest; in the file only.", flag="", env=""
     )
@@ -192,6 +201,8 @@ class Config:
         enabled = ENABLE_KEY in settings and _switch(settings[ENABLE_KEY].text)
         settings.update(_override_settings(overrides))
         settings.update(_environ_settings(environ, enabled, notes))
+        for key, setting in _environ_defaults(environ):
+            settings.setdefault(key, setting)
         _resolve_response_timeout(settings, notes)
         # The fallback that MMS reads but does not document.
         if (workers := settings.pop(WORKERS_KEY, None)) is not None:
@@ -199,26 +210,28 @@ class Config:
         values: dict[str, Any] = {}
         origins = {}
         for option in OPTIONS:
-            setting = settings.get(option.key)
-            values[option.name] = option.default if setting is None else _value(option, setting, notes)
-            origins[option.name] = "default" if setting is None else setting.origin
+            given = settings.get(option.key)
+            values[option.name] = option.default if given is None else _value(option, given, notes)
+            origins[option.name] = "default" if given is None else given.origin
         if values["preload_model"].strip().lower() not in ("", "false", "no", "n", "0"):
             notes.append(
                 f"preload_model={values['preload_model']} has no effect: workers are started, never forked"
             )
-        return LoadedConfig(cls(**values), origins, tuple(notes))
+        return LoadedConfig(cls(**values), origins, tuple(notes), file)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
     """A configuration, where each value came from (by field name), and what the log should tell of it.
 
-    An origin is "default", "file PATH", "command line" or "environment NAME".
+    An origin is "default", "file PATH", "preset NAME", "command line" or "environment NAME". `file` is the
+    properties file, also one that is missing.
     """
 
     config: Config
     origins: Mapping[str, str]
     notes: tuple[str, ...]
+    file: Path | None = None
 
 
 def _options() -> Iterator[Option]:
@@ -251,13 +264,15 @@ class _Setting:
 def find_config_file(flag: str | None, environ: Mapping[str, str]) -> Path | None:
     """Return the properties file to read: MMS_CONFIG_FILE, else `--mms-config`, else ./config.properties.
 
-    The first two are returned unseen: the command line refuses a missing `--mms-config`, and
-    `Config.load` goes on without a missing MMS_CONFIG_FILE, as MMS does, but leaves a note.
+    `--mms-config sagemaker` is a preset that comes with the server, as in MMS. Files are returned unseen:
+    the command line refuses a missing `--mms-config`, and `Config.load` goes on without a missing
+    MMS_CONFIG_FILE, as MMS does, but leaves a note.
     """
-    named = environ.get("MMS_CONFIG_FILE") or flag
+    if environ.get("MMS_CONFIG_FILE"):
+        return Path(environ["MMS_CONFIG_FILE"])
+    if flag:
+        return PRESETS.get(flag) or Path(flag)
     default = Path("config.properties")
-    if named:
-        return Path(named)
     return default if default.is_file() else None
 
 
@@ -274,13 +289,14 @@ def _file_settings(file: Path | None, environ: Mapping[str, str], notes: list[st
     # A byte order mark is how an editor says UTF-8; Java would take it for a part of the first key.
     marked = data.startswith(b"\xef\xbb\xbf")
     entries = parse_properties(data.decode("utf-8-sig" if marked else "latin-1", "replace"))
+    origin = next((f"preset {name}" for name, preset in PRESETS.items() if preset == file), f"file {file}")
     known, settings = {*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY}, {}
     for key, value in entries.items():
         text = re.sub(r"\$\$([^$]{2,})\$\$", partial(_environ_value, environ), value)
         if key in known:
-            settings[key] = _Setting(text, f"file {file}")
+            settings[key] = _Setting(text, origin)
         else:
-            notes.append(f"{_unused_note(key)} (file {file})")
+            notes.append(f"{_unused_note(key)} ({origin})")
     return settings
 
 
@@ -323,6 +339,15 @@ def _environ_settings(environ: Mapping[str, str], enabled: bool, notes: list[str
         else:
             settings[keys[name]] = _Setting(text, origin)
     return settings
+
+
+def _environ_defaults(environ: Mapping[str, str]) -> Iterator[tuple[str, _Setting]]:
+    """Yield what the environment implies where nothing else is said."""
+    if environ.get("TEMP"):
+        yield "temp_directory", _Setting(environ["TEMP"], "environment TEMP")
+    # SageMaker sets it in its containers for several models, and then manages them from outside.
+    if environ.get("SAGEMAKER_MULTI_MODEL") == "true":
+        yield "management_open", _Setting("true", "environment SAGEMAKER_MULTI_MODEL")
 
 
 def _resolve_response_timeout(settings: dict[str, _Setting], notes: list[str]) -> None:
@@ -372,8 +397,9 @@ PAGE = """\
 # Configuration
 
 `config.properties` has the syntax of Java properties; `$$NAME$$` in a value stands for an environment
-variable. The file is the one that MMS_CONFIG_FILE names, else `--mms-config`, else `./config.properties`.
-Relative paths are relative to the server's working directory.
+variable. The file is the one that MMS_CONFIG_FILE names, else `--mms-config`, else `./config.properties`;
+`--mms-config sagemaker` takes [a preset](sagemaker.md). Relative paths are relative to the server's working
+directory. `mms-lite --print-config` shows every value and where it comes from.
 
 The file overrides the defaults, the command line the file, and `MMS_*` variables override both, but only if
 the file says `enable_envvars_config=true`. LOG_LOCATION and METRICS_LOCATION always count. A value that can
@@ -398,7 +424,7 @@ def render_markdown() -> str:
     rows = []
     for option in OPTIONS:
         default = f"{option.default:g}" if isinstance(option.default, float) else str(option.default or "")
-        if option.kind is SWITCH or option.default == 0:
+        if isinstance(option.default, bool) or option.default == 0:
             default = str(option.default).lower()
         cells = [_code(option.key), _code(default), option.kind.word, option.doc]
         rows.append(f"| {' | '.join([*cells, _code(option.flag), _code(option.env)])} |")

@@ -47,9 +47,12 @@ class Instance:
             if self._is_pid_file(fd):
                 break
             os.close(fd)  # its holder removed it between our open and our lock
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
         self._fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
+        except OSError as error:  # a full disk
+            raise ConfigError(f"cannot write the pid file {self.pid_file}: {error.strerror}") from error
         return True
 
     def describe(self, state: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from mms_lite.address import Address
 from mms_lite.config import (
     JAVA_ONLY,
     OPTIONS,
+    PRESETS,
     Config,
     LoadedConfig,
     find_config_file,
@@ -353,6 +354,28 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_config_file(None, {"MMS_CONFIG_FILE": ""}) == Path("config.properties")
     assert find_config_file("flag", {}) == Path("flag")
     assert find_config_file("flag", {"MMS_CONFIG_FILE": "env"}) == Path("env")
+    assert find_config_file("sagemaker", {}) == PRESETS["sagemaker"]
+    assert find_config_file("sagemaker", {"MMS_CONFIG_FILE": "env"}) == Path("env")
+    assert find_config_file(None, {"MMS_CONFIG_FILE": "sagemaker"}) == Path("sagemaker")
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "is_open"),
+    [("true", "", True), ("true", "management_open=false", False), ("false", "", False), ("", "", False)],
+)
+def test_in_a_sagemaker_container_for_several_models_management_is_open(
+    tmp_path: Path, said: str, text: str, is_open: bool
+) -> None:
+    loaded = load(tmp_path, text, {}, SAGEMAKER_MULTI_MODEL=said)
+    assert loaded.config.management_open is is_open
+    if is_open:
+        assert loaded.origins["management_open"] == "environment SAGEMAKER_MULTI_MODEL"
+
+
+def test_the_file_is_told_even_if_it_is_missing(tmp_path: Path) -> None:
+    assert load(tmp_path).file == tmp_path / "config.properties"
+    assert Config.load(tmp_path / "none", {}, {}).file == tmp_path / "none"
+    assert Config.load(None, {}, {}).file is None
 
 
 def test_the_committed_page_is_the_rendering_of_the_table() -> None:

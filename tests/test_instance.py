@@ -1,5 +1,6 @@
 """The claim on the temporary folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -164,3 +165,16 @@ def test_a_state_file_that_is_none_counts_as_empty(folder: str, content: str) ->
     instance.state_file.write_text(content)
 
     assert instance.state() == {}
+
+
+def test_a_pid_file_that_cannot_be_written_is_named(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    instance = Instance(folder)
+    monkeypatch.setattr(os, "write", full)
+
+    with pytest.raises(ConfigError, match=r"^cannot write the pid file .*: No space left on device$"):
+        instance.claim()
+    instance.release()
+    assert Instance(folder).running() is None

@@ -82,6 +82,7 @@ async def test_start_returns_when_ready_and_says_what_and_where(site: Site) -> N
     assert lines[2:] == [
         f"Inference API:  {site.state['inference_address']}",
         f"Management API: {site.state['management_address']}",
+        f"Metrics API:    {site.state['metrics_address']}",
         "Model server started.",
         f"Logs: {site.logs}",
     ]
@@ -101,7 +102,7 @@ async def test_the_names_of_mms_start_and_stop_it_too(site: Site, program: str) 
     assert "Model server started." in started.stdout.splitlines()
     stopped = await site.mms("--stop", program=program)
 
-    assert (stopped.returncode, stopped.stdout) == (0, "Model server stopped.\n")
+    assert (stopped.returncode, stopped.stdout.splitlines()[-1]) == (0, "Model server stopped.")
     assert site.processes() == []
 
 
@@ -154,7 +155,9 @@ async def test_of_two_starts_at_once_one_succeeds(site: Site) -> None:
 
     assert sorted(result.returncode for result in results) == [0, 1]
     loser = max(results, key=lambda result: result.returncode)
-    assert "Model server is already running" in loser.stdout
+    assert [line for line in loser.stdout.splitlines() if "orphan" not in line] == [
+        "Model server is already running, please use multi-model-server --stop to stop MMS."
+    ]
     await echoes(site)
 
 
@@ -282,6 +285,56 @@ async def test_stop_ends_a_server_in_the_foreground(site: Site, wait_until: Wait
     assert site.processes() == []
 
 
+@pytest.mark.parametrize("verb", ["--start", "--foreground"])
+async def test_one_process_alone_has_the_name_of_mms(site: Site, wait_until: Wait, verb: str) -> None:
+    site.handler("grandchild", GRANDCHILD)
+    site.configure(default_workers_per_model=2)
+    if verb == "--start":
+        await site.start()
+    else:
+        site.foreground()
+        await wait_until(lambda: "Model server started." in site.printed(), "the server to be ready", 30)
+    await site.ask("POST", "/predictions/grandchild")
+
+    named = [each for each in site.processes() if "com.amazonaws.ml.mms.ModelServer" in each.cmdline()]
+
+    assert [each.pid for each in named] == [site.server.pid]
+    assert len(site.processes()) == 5  # two workers, the guard, what a model started
+
+
+async def test_the_log_begins_with_what_the_server_is(site: Site) -> None:
+    site.handler("echo", ECHO)
+    site.configure()
+    await site.start()
+
+    lines = [line.partition(" - ")[2] for line in site.log().splitlines()]
+
+    assert lines[0].startswith("Model server version: ")
+    assert f"Config file: {site.folder / 'config.properties'}" in lines
+    assert lines.index("Default workers per model: 1") < lines.index("Preload model: false")
+
+
+async def test_the_log_goes_to_the_output_of_the_start_where_the_option_says_so(site: Site) -> None:
+    site.handler("echo", ECHO)
+    site.configure(console_log="true")
+    result = await asyncio.to_thread(site.run, ["sh", "-c", "mms-lite --start > output.txt"])
+    assert result.returncode == 0
+    await echoes(site)
+    await site.stop()
+
+    printed = (site.folder / "output.txt").read_text()
+    assert "Model server started." in printed.splitlines()
+    assert " - Model server version: " in printed
+    assert '"POST /predictions/echo HTTP/1.1" 200' in printed
+    assert printed.endswith(" - Model server stopped.\n")
+
+
+async def test_all_of_a_store_that_is_not_there_is_told(site: Site) -> None:
+    site.configure(model_store="nowhere")
+
+    assert "Note: Model store path is not found: nowhere" in (await site.start()).splitlines()
+
+
 async def test_a_second_signal_ends_at_once(site: Site, wait_until: Wait) -> None:
     site.handler("gate", GATE)
     site.configure()
@@ -311,7 +364,7 @@ async def test_a_port_that_is_taken_is_named(site: Site, api: str) -> None:
     first, *rest = result.stdout.splitlines()
     assert first.startswith(f"Invalid configuration: cannot listen on 127.0.0.1:{port}: ")
     assert "address already in use" in first.lower()
-    assert rest == ["Model server was not started."]
+    assert rest == ["Model server was not started.", f"Logs: {site.logs}"]
     assert site.processes() == []
 
 
@@ -343,7 +396,7 @@ async def test_start_fails_when_all_models_do_or_any_if_strict(
     assert result.returncode == 3
     assert "Model broken: FAILED: ValueError: the weights are missing" in result.stdout.splitlines()
     assert f"1 of {len(models)} models failed to load." in result.stdout.splitlines()
-    assert result.stdout.splitlines()[-1] == "Model server was not started."
+    assert result.stdout.splitlines()[-2:] == ["Model server was not started.", f"Logs: {site.logs}"]
     assert site.processes() == []
     assert (await site.mms("--stop")).stdout == "Model server is not currently running.\n"
 
@@ -355,7 +408,10 @@ async def test_a_model_that_hangs_while_it_loads_ends_the_start(site: Site) -> N
     result = await site.mms("--start", "--start-timeout", "2")
 
     assert result.returncode == 4
-    assert result.stdout == "Model server was not ready within 2 s and was ended.\n"
+    assert result.stdout.splitlines() == [
+        "Model server was not ready within 2 s and was ended.",
+        f"Logs: {site.logs}",
+    ]
     assert site.processes() == []
 
 
