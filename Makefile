@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install demo lint types test e2e clean
+.PHONY: install demo lint types test e2e compat clean
 
 install: $(STAMP)
 
@@ -30,11 +30,15 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/e2e
+	$(BIN)/python -m pytest tests --ignore tests/e2e -m "not peer"
 
 # The command line and the examples as a user runs them, with real weights.
 e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e
+
+# Asks a real Multi Model Server (Java 17) and this one the same, and writes what differs.
+compat: $(STAMP)
+	$(BIN)/python benchmarks/compat/compare.py --report docs/mms-side-by-side.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

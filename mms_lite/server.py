@@ -13,23 +13,30 @@ import logging
 import os
 import resource
 import signal
+import socket
+import ssl
+import stat
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mms_lite.address import Address
-from mms_lite.config import Config
+from mms_lite.config import LoadedConfig
 from mms_lite.engine.engine import Engine
-from mms_lite.engine.launcher import Guard, ProcessLauncher
+from mms_lite.engine.launcher import Guard, ProcessLauncher, worker_environ
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
 from mms_lite.errors import ConfigError, ServingError
 from mms_lite.frontends import mms
+from mms_lite.frontends.auth import TOKEN_FILE, Authoriser, is_local, read_token
 from mms_lite.frontends.http import HttpListener
-from mms_lite.frontends.message import HttpProtocol, Limits
+from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.mms.answers import resource_not_found
+from mms_lite.frontends.prometheus import Prometheus
 from mms_lite.instance import Instance
 from mms_lite.machine import cpu_count, gpu_count
+from mms_lite.tls import server_context
 from mms_lite.types import LoadOptions
 from mms_lite.work_dir import WorkDir
 
@@ -37,17 +44,32 @@ EXIT_OK = 0
 EXIT_MODELS_FAILED = 3
 _ANSWERS_S = 1.0  # for answers to requests that outlasted the drain time
 _FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
+_NO_LIMIT_S = 10 * 365 * 86400.0  # finite, for clocks and timers that know no other numbers
+_INFERENCE, _MANAGEMENT, _METRICS = "inference_address", "management_address", "metrics_address"
 
 Report = Callable[[Mapping[str, Any]], None]
 
 _log = logging.getLogger("mms_lite.server")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """An address that is to be listened on, and the APIs that it serves.
+
+    One that is `optional` is left out, with a warning, when its port is taken.
+    """
+
+    address: Address
+    apis: Sequence[str]
+    optional: bool = False
+
+
 class Server:
     """One configured server. `run` serves until a signal or `stop`, and returns the exit code."""
 
-    def __init__(self, config: Config, *, report: Report, access: Callable[[str], None]) -> None:
-        self._config = config
+    def __init__(self, loaded: LoadedConfig, *, report: Report, access: Callable[[str], None]) -> None:
+        self._config = loaded.config
+        self._origins = loaded.origins
         self._report = report
         self._access = access
         self._stopping = asyncio.Event()
@@ -88,7 +110,7 @@ class Server:
         listeners: list[HttpListener] = []
         state: dict[str, Any] = {"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s}
         try:
-            addresses = await self._listen(engine, listeners)
+            addresses = await self._listen(engine, instance, listeners)
             state.update(addresses)
             instance.describe(state)
             self._report({"event": "listening", **addresses})
@@ -119,16 +141,20 @@ class Server:
         config = self._config
         cores, gpus = cpu_count(), gpu_count(config.number_of_gpu)
         defaults = Defaults(
-            workers=config.default_workers_per_model or gpus or cores,
+            workers=config.default_workers_per_model or (1 if config.debug else gpus or cores),
             queue_size=config.job_queue_size,
-            response_timeout_s=config.response_timeout_s,
-            load_timeout_s=config.load_timeout_s,
+            response_timeout_s=_NO_LIMIT_S if config.debug else config.response_timeout_s,
+            load_timeout_s=_NO_LIMIT_S if config.debug else config.load_timeout_s,
             handler=config.default_service_handler,
             devices=tuple(range(gpus)),
             decode_input_request=config.decode_input_request,
         )
         models = MarRepository(config.model_store, work_dir, defaults)
-        launcher = ProcessLauncher(max_frame_bytes=config.max_frame_bytes, guard=self._guard)
+        launcher = ProcessLauncher(
+            max_frame_bytes=config.max_frame_bytes,
+            environ=worker_environ(os.environ, config.blacklist_env_vars),
+            guard=self._guard,
+        )
         engine = Engine(
             models,
             launcher,
@@ -137,31 +163,78 @@ class Server:
         )
         return models, engine
 
-    async def _listen(self, engine: Engine, listeners: list[HttpListener]) -> dict[str, str]:
+    async def _listen(
+        self, engine: Engine, instance: Instance, listeners: list[HttpListener]
+    ) -> dict[str, str]:
+        """Open every address, into `listeners`; return where each API is now."""
         config = self._config
         limits = Limits(
             max_request_size=config.max_request_size,
             max_response_size=config.max_response_size,
             max_bytes_in_flight=config.max_bytes_in_flight,
         )
-        workers = config.default_workers_per_model
-        wanted: list[tuple[str, Address, HttpProtocol]]
-        if config.shares_listener:
-            both = mms.merged(engine, limits, default_workers=workers)
-            wanted = [("inference_address", config.inference_address, both)]
-        else:
-            management = mms.management(engine, limits, default_workers=workers)
-            wanted = [
-                ("inference_address", config.inference_address, mms.inference(engine, limits)),
-                ("management_address", config.management_address, management),
-            ]
+        cors = Cors.of(config.cors_allowed_origin, config.cors_allowed_methods, config.cors_allowed_headers)
+        token_file, authoriser = await self._authoriser(instance)
+        places = self._places()
+        tls: ssl.SSLContext | None = None
+        if any(place.address.scheme == "https" for place in places):
+            tls = await asyncio.to_thread(server_context, config)
         bound: dict[str, str] = {}
-        for name, address, protocol in wanted:
-            listener = HttpListener(protocol, limits, access=self._access)
+        for place in places:
+            protocol = self._protocol(place.apis, engine, limits, authoriser)
+            listener = HttpListener(protocol, limits, access=self._access, cors=cors)
             listeners.append(listener)
-            bound[name] = await _bind(listener, address)
-        bound.setdefault("management_address", bound["inference_address"])
+            try:
+                told = await _bind(listener, place.address, tls)
+            except ConfigError as error:
+                if not place.optional:
+                    raise
+                _log.warning("Metrics are not served: %s.", error.message)
+                continue
+            _warn_of_exposure(place, told, token_file)
+            bound.update(dict.fromkeys(place.apis, told))
         return bound
+
+    def _places(self) -> list[_Place]:
+        """Return the addresses to listen on. APIs with the same address share it, but for port 0."""
+        config = self._config
+        wanted = [(_INFERENCE, config.inference_address), (_MANAGEMENT, config.management_address)]
+        if config.metrics_address is not None:
+            wanted.append((_METRICS, config.metrics_address))
+        sharing: dict[tuple[Address, str], list[str]] = {}
+        for api, address in wanted:
+            alone = "" if address.port or address.path else api
+            sharing.setdefault((address, alone), []).append(api)
+        # Another server's metrics at the default port are no reason not to serve models.
+        default = self._origins.get(_METRICS) == "default"
+        return [
+            _Place(address, apis, optional=default and apis == [_METRICS])
+            for (address, _), apis in sharing.items()
+        ]
+
+    def _protocol(
+        self, apis: Sequence[str], engine: Engine, limits: Limits, authoriser: Authoriser
+    ) -> HttpProtocol:
+        workers = self._config.default_workers_per_model
+        protocol: HttpProtocol
+        if _INFERENCE in apis and _MANAGEMENT in apis:
+            protocol = mms.merged(engine, limits, default_workers=workers, authorise=authoriser.check)
+        elif _INFERENCE in apis:
+            protocol = mms.inference(engine, limits)
+        elif _MANAGEMENT in apis:
+            protocol = mms.management(engine, limits, default_workers=workers, authorise=authoriser.check)
+        else:
+            protocol = mms.MmsProtocol([], resource_not_found())
+        return _WithMetrics(Prometheus(engine), protocol) if _METRICS in apis else protocol
+
+    async def _authoriser(self, instance: Instance) -> tuple[Path | None, Authoriser]:
+        """Return who may manage, and the file of the token where one is needed."""
+        config = self._config
+        if is_local(config.management_address) or config.management_open:
+            return None, Authoriser()
+        named = config.management_token_file
+        file = named or instance.pid_file.with_name(TOKEN_FILE)
+        return file, Authoriser(await asyncio.to_thread(read_token, file, default_place=named is None))
 
     async def _load(self, engine: Engine, models: MarRepository) -> int:
         wanted = self._startup_models(models)
@@ -196,18 +269,77 @@ class Server:
             return []
 
 
-async def _bind(listener: HttpListener, address: Address) -> str:
-    if address.scheme != "http":
-        raise ConfigError(f"addresses of scheme {address.scheme} are not served yet")
-    if address.host not in ("127.0.0.1", "localhost", "::1"):
-        _log.warning("Listening on %s: whoever reaches it can use this API.", address.host)
+class _WithMetrics:
+    """Adds the metrics to what an address serves otherwise."""
+
+    def __init__(self, metrics: Prometheus, protocol: HttpProtocol) -> None:
+        self._metrics = metrics
+        self._protocol = protocol
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer a request."""
+        metrics = None
+        if request.path.rstrip("/") == "/metrics":
+            metrics = await self._metrics.handle(request, ["metrics"])
+        return metrics or await self._protocol.handle(request)
+
+    def spell(self, error: ServingError, path: str) -> HttpResponse:
+        """Return the error as the other APIs write it."""
+        return self._protocol.spell(error, path)
+
+
+async def _bind(listener: HttpListener, address: Address, tls: ssl.SSLContext | None) -> str:
+    """Listen, and return the address with the port that was found."""
     try:
-        port = await listener.start(address.host, address.port)
+        if address.scheme == "unix":
+            _clear_socket(address.path)
+            await listener.start_unix(address.path)
+            return str(address)
+        secured = tls if address.scheme == "https" else None
+        port = await listener.start(address.host, address.port, tls=secured)
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {address.host}:{address.port}: {error.strerror or error}"
-        ) from error
+        where = address.path or f"{address.host}:{address.port}"
+        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
     return str(replace(address, port=port))
+
+
+def _clear_socket(path: str) -> None:
+    """Remove the socket file of a server that has ended.
+
+    Raises:
+        ConfigError: a server still listens there, or the file is no socket.
+        OSError: the file cannot be looked at or removed.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"cannot listen on {path}: there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its queue is full
+    raise ConfigError(f"cannot listen on {path}: another server does")
+
+
+def _warn_of_exposure(place: _Place, bound: str, token_file: Path | None) -> None:
+    """Say once what those can do who reach an address from another machine."""
+    if is_local(place.address):
+        return
+    able = {_INFERENCE: "use the models", _METRICS: "read the metrics"}
+    if token_file is None:
+        able[_MANAGEMENT] = "load, scale and unload models (management_open=true)"
+    open_to_all = [able[api] for api in place.apis if api in able]
+    says = [f"whoever reaches it can {' and '.join(open_to_all)}"] if open_to_all else []
+    if _MANAGEMENT in place.apis and token_file is not None:
+        says.append(f"other machines need the token in {token_file} to manage")
+    _log.warning("Listening on %s: %s.", bound, "; ".join(says))
 
 
 def _allow_many_files() -> None:
@@ -227,7 +359,7 @@ def _let_models_run() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def serve(config: Config, *, report: Report, access: Callable[[str], None], instance: Instance) -> int:
+def serve(loaded: LoadedConfig, *, report: Report, access: Callable[[str], None], instance: Instance) -> int:
     """Run a server on an event loop of its own (uvloop where installed) and return the exit code.
 
     Raises:
@@ -241,7 +373,7 @@ def serve(config: Config, *, report: Report, access: Callable[[str], None], inst
         loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(Server(config, report=report, access=access).run(instance))
+        return loop.run_until_complete(Server(loaded, report=report, access=access).run(instance))
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())

@@ -149,7 +149,11 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What `describe` tells of one version of a model. `detail` says why it is FAILED."""
+    """What `describe` tells of one version of a model. `detail` says why it is FAILED.
+
+    `answered` and `refused` count requests since the version was loaded; `refused` are those that no worker
+    was given.
+    """
 
     spec: ModelSpec
     state: VersionState
@@ -158,3 +162,5 @@ class ModelStatus:
     workers: tuple[WorkerStatus, ...]
     queue_depth: int
     in_flight: int
+    answered: int
+    refused: int

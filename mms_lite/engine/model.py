@@ -130,6 +130,8 @@ class Model:
             workers=tuple(self._pool.workers()),
             queue_depth=self._queue.depth,
             in_flight=self._pool.in_flight,
+            answered=sum(self.metrics.requests.values()),
+            refused=sum(self.metrics.refusals.values()),
         )
 
     def _check(self) -> None:

@@ -7,12 +7,14 @@ more than they give here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import random
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from aiohttp import HttpVersion11, abc, hdrs, web
@@ -21,6 +23,7 @@ from mms_lite.errors import InvalidRequest, Overloaded, RequestTimeout, RequestT
 from mms_lite.frontends.message import (
     JOIN_BYTES,
     Buffer,
+    Cors,
     HttpProtocol,
     HttpRequest,
     HttpResponse,
@@ -44,13 +47,20 @@ class HttpListener:
     """One listening address, all of whose requests go to one protocol."""
 
     def __init__(
-        self, protocol: HttpProtocol, limits: Limits, *, access: Callable[[str], None] = _access_log.info
+        self,
+        protocol: HttpProtocol,
+        limits: Limits,
+        *,
+        access: Callable[[str], None] = _access_log.info,
+        cors: Cors | None = None,
     ) -> None:
         self.limits = limits
         self._access = access
+        self._cors = cors
         self._protocol = protocol
         self._server: _Server | None = None
         self._listening: asyncio.Server | None = None
+        self._socket_file: tuple[str, os.stat_result] | None = None
         self._held_bytes = 0  # of request bodies
         self._active = 0  # requests
         self._stopping = False
@@ -64,18 +74,26 @@ class HttpListener:
         """
         loop = asyncio.get_running_loop()
         self._server = _Server(self)
-        self._listening = await loop.create_server(self._server, host, port, backlog=_BACKLOG, ssl=tls)
+        self._listening = await loop.create_server(
+            self._server,
+            host,
+            port,
+            backlog=_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else self.limits.handshake_s,
+        )
         return int(self._listening.sockets[0].getsockname()[1])
 
-    async def start_unix(self, path: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """Listen on a Unix socket; a file that is in the way is the caller's to remove.
+    async def start_unix(self, path: str) -> None:
+        """Listen on a Unix socket; a file that is in the way is the caller's to remove, ours goes with us.
 
         Raises:
             OSError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
         self._server = _Server(self)
-        self._listening = await loop.create_unix_server(self._server, path, backlog=_BACKLOG, ssl=tls)
+        self._listening = await loop.create_unix_server(self._server, path, backlog=_BACKLOG)
+        self._socket_file = path, os.stat(path)
 
     async def drain(self, grace_s: float) -> None:
         """Accept nothing more, close idle connections, and wait up to `grace_s` for open requests."""
@@ -83,6 +101,7 @@ class HttpListener:
             return
         self._stopping = True
         self._listening.close()
+        self._remove_socket_file()
         for connection in self._server.connections:
             if not cast(_Connection, connection).busy:
                 connection.force_close()
@@ -95,7 +114,19 @@ class HttpListener:
         await self.drain(grace_s)
         if self._server is not None and self._listening is not None:
             await self._server.shutdown(_CLOSE_S)
-            await self._listening.wait_closed()
+            # From Python 3.12 on it waits for clients too, whose end of TLS may take as long as they like.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._listening.wait_closed(), _CLOSE_S)
+
+    def _remove_socket_file(self) -> None:
+        """Remove the file of our Unix socket, unless another server has put its own in the place."""
+        if self._socket_file is None:
+            return
+        path, ours = self._socket_file
+        self._socket_file = None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.lstat(path), ours):
+                os.unlink(path)
 
     async def respond(self, raw: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of a connection, for `_Server`."""
@@ -108,7 +139,9 @@ class HttpListener:
         try:
             response = await self._answer(raw, request)
             keep_alive = raw.keep_alive and raw.content.is_eof() and not self._stopping
-            pieces = encode_response(request.method, response, request.id, keep_alive=keep_alive)
+            pieces = encode_response(
+                request.method, response, request.id, keep_alive=keep_alive, cors=self._cors
+            )
             await _send(raw, pieces, self.limits.idle_s)
             status = response.status
         except ConnectionError:
@@ -127,7 +160,7 @@ class HttpListener:
         begin = time.monotonic()
         request = HttpRequest("GET", "", _request_id(), "/", remote=connection.remote)
         response = self._protocol.spell(InvalidRequest("Invalid HTTP message."), "")
-        pieces = encode_response("GET", response, request.id, keep_alive=False)
+        pieces = encode_response("GET", response, request.id, keep_alive=False, cors=self._cors)
         if raw.transport is not None:
             raw.transport.write(b"".join(pieces))
         self._log_access(raw, request, response.status, begin)
@@ -144,6 +177,8 @@ class HttpListener:
         Raises:
             ConnectionError: the client left while it sent.
         """
+        if self._cors is not None and self._cors.is_preflight(request):
+            return HttpResponse()
         try:
             await self._read_body(raw, request.body)
             return await self._protocol.handle(request)
@@ -218,7 +253,7 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """aiohttp's connection, with our answer to what it cannot parse and a close that loses no answer."""
 
-    __slots__ = ("_left_bytes", "_lingering", "_listener", "busy", "reading", "remote")
+    __slots__ = ("_left_bytes", "_lingering", "_listener", "busy", "encrypted", "reading", "remote")
 
     def __init__(self, server: _Server, listener: HttpListener) -> None:
         limits = listener.limits
@@ -238,11 +273,16 @@ class _Connection(web.RequestHandler):
         self.busy = False
         self.reading: Any = None  # the body that a request waits for
         self.remote = ""
+        self.encrypted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self.remote = f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+        self.encrypted = transport.get_extra_info("sslcontext") is not None
+        if self.encrypted:
+            # Then what has no room in the socket's buffer holds up the next write: see `_send`.
+            cast(asyncio.Transport, transport).set_write_buffer_limits(high=1, low=0)
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -269,7 +309,8 @@ class _Connection(web.RequestHandler):
     async def linger(self) -> None:
         """Say that we are done, and discard what the client still sends until it closes, within limits.
 
-        To close at once would reset the connection, and the client could lose the answer.
+        To close at once would reset the connection, and the client could lose the answer. TLS has no way
+        to say that only we are done: there the client sees the answer's end by its length.
         """
         transport = self.transport
         if transport is None:
@@ -333,8 +374,16 @@ def _request(raw: web.BaseRequest, remote: str) -> HttpRequest:
     if not target.isascii():
         target = target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     path, query = split_target(target)
-    headers = [(k.decode("latin-1"), v.decode("utf-8", "surrogateescape")) for k, v in raw.raw_headers]
+    headers = [(k.decode("latin-1"), _header_text(v)) for k, v in raw.raw_headers]
     return HttpRequest(raw.method, path, _request_id(), target, query, headers, bytearray(), remote)
+
+
+def _header_text(value: bytes) -> str:
+    """Return a header's value: UTF-8 as clients of today send it, else Latin-1, as HTTP had it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _request_id() -> str:
@@ -342,8 +391,11 @@ def _request_id() -> str:
     return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
-async def _send(raw: web.BaseRequest, pieces: Sequence[Buffer], idle_s: float) -> None:
+async def _send(raw: web.BaseRequest, pieces: Iterable[Buffer], idle_s: float) -> None:
     """Write, and wait for room. A client that does not read for `idle_s` is cut off.
+
+    Over TLS one sees only how much waits before encryption: more is written once nothing does. Else a large
+    answer would count as sent while all of it waits for the client, and its end would be lost at the close.
 
     Raises:
         ConnectionError: the client is gone.
@@ -351,13 +403,28 @@ async def _send(raw: web.BaseRequest, pieces: Sequence[Buffer], idle_s: float) -
     transport = raw.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client left")
-    for piece in pieces:
+    encrypted = cast(_Connection, raw.protocol).encrypted
+    for piece in _portions(pieces) if encrypted else pieces:
         transport.write(piece)
-    if transport.get_write_buffer_size() <= JOIN_BYTES:
-        return
+        if encrypted and transport.get_write_buffer_size():
+            await _drain(raw, transport, idle_s)
+    if transport.get_write_buffer_size() > JOIN_BYTES:
+        await _drain(raw, transport, idle_s)
+
+
+def _portions(pieces: Iterable[Buffer]) -> Iterator[Buffer]:
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), JOIN_BYTES):
+            yield view[start : start + JOIN_BYTES]
+
+
+async def _drain(raw: web.BaseRequest, transport: asyncio.WriteTransport, idle_s: float) -> None:
     stall = _Stall(idle_s, transport.get_write_buffer_size, transport.abort)
     stall.start()
     try:
         await raw.writer.drain()
     finally:
         stall.stop()
+    if transport.is_closing():
+        raise ConnectionResetError("the client left")

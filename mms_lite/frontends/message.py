@@ -49,8 +49,9 @@ _log = logging.getLogger("mms_lite.http")
 class Limits:
     """How much a client may send and be sent, and how long it may take. Sizes are bytes.
 
-    `keepalive_s` bounds both an idle connection and the time a request's head may take. After an answer to
-    a request that was not read to its end, the connection is drained of `linger_bytes` for `linger_s`.
+    `keepalive_s` bounds both an idle connection and the time a request's head may take, `handshake_s` what
+    comes before over TLS. After an answer to a request that was not read to its end, the connection is
+    drained of `linger_bytes` for `linger_s`.
     """
 
     max_request_size: int = 6_553_500
@@ -60,6 +61,7 @@ class Limits:
     max_header_size: int = 8192
     idle_s: float = 60.0
     keepalive_s: float = 75.0
+    handshake_s: float = 10.0
     linger_s: float = 5.0
     linger_bytes: int = 64 << 20
 
@@ -80,6 +82,11 @@ class HttpRequest:
     body: bytearray = field(default_factory=bytearray)
     remote: str = ""
 
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The query as parameters of the call: of those with one name the first."""
+        return dict(reversed(self.query))
+
     def header(self, name: str) -> str | None:
         """Return the first header of this name in any letter case, or None; `name` is in lower case."""
         for key, value in self.headers:
@@ -98,6 +105,36 @@ class HttpResponse:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """What every answer of an address tells browsers about pages of other origins."""
+
+    lines: tuple[tuple[str, str], ...]  # name in lower case and whole line
+    answers_preflights: bool
+
+    @classmethod
+    def of(cls, origin: str | None, methods: str | None, headers: str | None) -> Cors | None:
+        """Return the headers for these values, None if there are none; an origin lets preflights pass."""
+        given = {"origin": origin, "methods": methods, "headers": headers}
+        names = {f"access-control-allow-{key}": value for key, value in given.items() if value}
+        lines = tuple((name, f"{name}: {_CONTROL.sub(' ', value)}\r\n") for name, value in names.items())
+        return cls(lines, bool(origin)) if lines else None
+
+    def head(self, response: HttpResponse) -> str:
+        """Return the lines for a response, without those that it brings itself."""
+        own = {name.lower() for name, _ in response.headers}
+        return "".join(line for name, line in self.lines if name not in own)
+
+    def is_preflight(self, request: HttpRequest) -> bool:
+        """Tell whether a browser only asks if it may send a request, and gets an answer here."""
+        return (
+            request.method == "OPTIONS"
+            and self.answers_preflights
+            and request.header("origin") is not None
+            and request.header("access-control-request-method") is not None
+        )
+
+
 class HttpProtocol(Protocol):
     """What an adapter serves. The engine is behind it; sockets are not its business."""
 
@@ -112,7 +149,9 @@ class HttpProtocol(Protocol):
         """Return the error as this protocol writes it; `path` is empty where none could be read."""
 
 
-def response_head(response: HttpResponse, request_id: str, *, keep_alive: bool, size: int | None) -> bytes:
+def response_head(
+    response: HttpResponse, request_id: str, *, keep_alive: bool, size: int | None, cors: Cors | None = None
+) -> bytes:
     """Return status line and headers; `size` is the content's length, None for a status without content.
 
     What would break the message's framing is taken out of names, values and reason.
@@ -126,20 +165,22 @@ def response_head(response: HttpResponse, request_id: str, *, keep_alive: bool, 
             continue
         lines.append(f"{name}: {_CONTROL.sub(' ', value)}\r\n")
     reason = _CONTROL.sub(" ", response.reason) or _PHRASES.get(response.status, "")
+    allowed = "" if cors is None else cors.head(response)
     length = "" if size is None else f"Content-Length: {size}\r\n"
     return (
         f"HTTP/1.1 {response.status} {reason}\r\n{''.join(lines)}x-request-id: {request_id}\r\n"
-        f"{_COMMON_HEADERS}{length}Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+        f"{allowed}{_COMMON_HEADERS}{length}Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
     ).encode("utf-8", "replace")
 
 
 def encode_response(
-    method: str, response: HttpResponse, request_id: str, *, keep_alive: bool
+    method: str, response: HttpResponse, request_id: str, *, keep_alive: bool, cors: Cors | None = None
 ) -> list[Buffer]:
     """Return the bytes of a response: one piece for a small one, else its head and its parts."""
     size = sum(map(len, response.body))
     bodiless = response.status in (204, 304)
-    head = response_head(response, request_id, keep_alive=keep_alive, size=None if bodiless else size)
+    stated = None if bodiless else size
+    head = response_head(response, request_id, keep_alive=keep_alive, size=stated, cors=cors)
     if bodiless or method == "HEAD" or not size:
         return [head]
     if size <= JOIN_BYTES:

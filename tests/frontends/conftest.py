@@ -1,6 +1,7 @@
 """What the tests of the front ends share: models by their source, the MMS API with and without a socket."""
 
 import asyncio
+import ssl
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -11,7 +12,7 @@ from raw_http import Answer, Client
 
 from mms_lite.frontends import mms
 from mms_lite.frontends.http import HttpListener, HttpRequest, HttpResponse, Limits
-from mms_lite.frontends.message import HttpProtocol, split_target
+from mms_lite.frontends.message import Cors, HttpProtocol, split_target
 
 LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 
@@ -20,7 +21,7 @@ LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Any:
     """Run the tests over sockets on both loops: the server's is uvloop, and they close connections unlike."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name == "test_http_adapter.py":
+    if item.path.name.startswith("test_http_"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 
@@ -84,10 +85,17 @@ async def listen() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
         def listener(self) -> HttpListener:
             return listeners[-1]
 
-        async def __call__(self, protocol: HttpProtocol, **limits: Any) -> int:
-            listener = HttpListener(protocol, Limits(**limits))
+        async def __call__(
+            self,
+            protocol: HttpProtocol,
+            *,
+            tls: ssl.SSLContext | None = None,
+            cors: Cors | None = None,
+            **limits: Any,
+        ) -> int:
+            listener = HttpListener(protocol, Limits(**limits), cors=cors)
             listeners.append(listener)
-            return await listener.start("127.0.0.1", 0)
+            return await listener.start("127.0.0.1", 0, tls=tls)
 
     yield Listen()
     for listener in listeners:
@@ -95,12 +103,14 @@ async def listen() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
 
 
 @pytest.fixture
-async def connect() -> AsyncIterator[Callable[[int], Awaitable[Client]]]:
+async def connect() -> AsyncIterator[Callable[..., Awaitable[Client]]]:
     """Open a connection to a port of this machine; it is closed at the end."""
     clients: list[Client] = []
 
-    async def to(port: int) -> Client:
-        clients.append(Client(*await asyncio.open_connection("127.0.0.1", port)))
+    async def to(port: int, tls: ssl.SSLContext | None = None) -> Client:
+        host = "localhost" if tls else None
+        streams = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=host)
+        clients.append(Client(*streams))
         return clients[-1]
 
     yield to

@@ -55,7 +55,7 @@ class Client:
 
     async def close(self) -> None:
         self.writer.close()
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # also what TLS says to a connection that was cut
             await self.writer.wait_closed()
 
 

@@ -8,7 +8,7 @@ from raw_http import Stub, request
 
 from mms_lite.frontends import mms
 from mms_lite.frontends.http import HttpListener, HttpResponse, Limits
-from mms_lite.frontends.message import encode_response
+from mms_lite.frontends.message import Cors, encode_response
 
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -70,7 +70,7 @@ async def test_absolute_form_and_a_header_that_is_no_utf8(listen, connect):
     assert (await client.response()).status == 200
     assert (stub.asked[0].path, stub.asked[0].query) == ("/ping", [("a", "b")])
     assert stub.asked[1].path == "/\ufffd"
-    assert stub.asked[1].header("x") == "\udcff"
+    assert stub.asked[1].header("x") == "\u00ff"
 
 
 async def test_head_has_the_length_and_no_body(listen, connect):
@@ -335,7 +335,8 @@ async def test_stop_gives_up_after_its_grace(listen, connect, wait_until):
     assert stub.cancelled == 1
 
 
-async def test_a_unix_socket(tmp_path):
+async def test_a_unix_socket_whose_file_goes_with_the_server(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "mms_lite.access")
     listener = HttpListener(Stub(), Limits())
     await listener.start_unix(str(tmp_path / "s"))
     reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
@@ -343,7 +344,88 @@ async def test_a_unix_socket(tmp_path):
     assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
     writer.close()
     await writer.wait_closed()
+    assert re.fullmatch(r'/0\.0\.0\.0 "POST /a HTTP/1\.1" 200 \d+', caplog.messages[0])
     await listener.stop(1)
+    assert not (tmp_path / "s").exists()
+
+
+async def test_a_socket_file_that_another_server_has_put_there_stays(tmp_path):
+    listener = HttpListener(Stub(), Limits())
+    await listener.start_unix(str(tmp_path / "s"))
+    (tmp_path / "s").unlink()
+    (tmp_path / "s").touch()
+    await listener.stop(1)
+    assert (tmp_path / "s").exists()
+
+
+ALLOWED = ("https://a.example", "GET, POST", "Content-Type")
+LINES = {
+    "access-control-allow-origin": "https://a.example",
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "Content-Type",
+}
+PREFLIGHT = ("Origin: https://a.example", "Access-Control-Request-Method: POST")
+
+
+async def test_cors_headers_are_on_every_answer(listen, connect):
+    stub = Stub()
+    client = await connect(await listen(stub, cors=Cors.of(*ALLOWED), max_request_size=10))
+    for method, body, status in [("GET", b"", 200), ("OPTIONS", b"", 200), ("POST", bytes(11), 413)]:
+        answer = await client.ask(method, "/a", body)
+        assert answer.status == status
+        assert LINES.items() <= answer.headers.items()
+    await client.send(b"nonsense\r\n\r\n")
+    refused = await client.response()
+    assert refused.status == 400 and LINES.items() <= refused.headers.items()
+    assert [asked.method for asked in stub.asked] == ["GET", "OPTIONS"]
+
+
+async def test_a_handlers_own_cors_header_counts(listen, connect):
+    async def answer(_):
+        return HttpResponse(200, [("Access-Control-Allow-Origin", "https://b.example")])
+
+    client = await connect(await listen(Stub(answer), cors=Cors.of(*ALLOWED)))
+    await client.send(request("GET", "/"))
+    head = (await client.reader.readuntil(b"\r\n\r\n")).decode()
+    assert head.lower().count("access-control-allow-origin:") == 1
+    assert "Access-Control-Allow-Origin: https://b.example\r\n" in head
+    assert "access-control-allow-methods: GET, POST\r\n" in head
+
+
+async def test_a_preflight_is_answered_before_any_route(listen, connect):
+    stub = Stub()
+    client = await connect(await listen(stub, cors=Cors.of("*", None, None)))
+    answer = await client.ask("OPTIONS", "/models/any/where", b"", *PREFLIGHT)
+    assert (answer.status, answer.body, answer.headers["connection"]) == (200, b"", "keep-alive")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-methods" not in answer.headers
+    assert not stub.asked
+
+
+@pytest.mark.parametrize(
+    ("cors", "method", "lines"),
+    [
+        (None, "OPTIONS", PREFLIGHT),
+        (Cors.of(None, "POST", None), "OPTIONS", PREFLIGHT),
+        (Cors.of("*", None, None), "OPTIONS", PREFLIGHT[:1]),
+        (Cors.of("*", None, None), "OPTIONS", PREFLIGHT[1:]),
+        (Cors.of("*", None, None), "POST", PREFLIGHT),
+    ],
+    ids=["cors off", "no origin allowed", "no method asked", "no origin", "no OPTIONS"],
+)
+async def test_what_is_no_preflight_reaches_the_protocol(listen, connect, cors, method, lines):
+    stub = Stub()
+    client = await connect(await listen(stub, cors=cors))
+    assert (await client.ask(method, "/a", b"", *lines)).status == 200
+    assert [asked.method for asked in stub.asked] == [method]
+
+
+def test_cors_values_cannot_break_the_response():
+    assert Cors.of(None, "", None) is None
+    (sent,) = encode_response(
+        "GET", HttpResponse(), "id-1", keep_alive=True, cors=Cors.of("*\r\nX: 1", None, None)
+    )
+    assert b"access-control-allow-origin: *  X: 1\r\n" in sent
 
 
 async def test_refusals_are_spelt_by_the_protocol_and_connections_live_on(listen, connect, inline):

@@ -217,11 +217,20 @@ async def test_describe(inline, management):
         "status": "READY",
         "defaultVersion": True,
         "loadedAtStartup": False,
-        "metrics": {"waitingQueueSize": 0, "requestsInFlight": 0},
+        "metrics": {"rejectedRequests": 0, "waitingQueueSize": 0, "requests": 0, "requestsInFlight": 0},
     }
     assert worker["status"] == "READY" and worker["gpu"] is False and worker["memoryUsage"] == 0
     assert worker["restarts"] == 0 and "lastExit" not in worker
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", worker["startTime"])
+
+
+async def test_describe_counts_what_was_asked_and_what_was_refused(inline, merged):
+    await inline.load("echo")
+    assert (await merged("POST", "/predictions/echo", b"x")).status == 200
+    await merged("PUT", "/models/echo?min_worker=0&synchronous=true")
+    assert (await merged("POST", "/predictions/echo", b"x")).status == 503
+    counted = (await merged("GET", "/models/echo")).json["metrics"]
+    assert (counted["requests"], counted["rejectedRequests"]) == (2, 1)
 
 
 async def test_describe_one_version(inline, management):

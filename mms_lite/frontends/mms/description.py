@@ -160,7 +160,12 @@ _COMPONENTS: dict[str, _Json] = {
             detail="string",
             defaultVersion="boolean",
             loadedAtStartup="boolean",
-            metrics=_record(waitingQueueSize="integer", requestsInFlight="integer"),
+            metrics=_record(
+                rejectedRequests="integer",
+                waitingQueueSize="integer",
+                requests="integer",
+                requestsInFlight="integer",
+            ),
             workers=_list_of(_reference("schemas", "Worker")),
         ),
         "Worker": _record(

@@ -217,7 +217,12 @@ def _description(status: ModelStatus) -> dict[str, Any]:
         "detail": status.detail,
         "defaultVersion": status.is_default,
         "loadedAtStartup": spec.at_startup,
-        "metrics": {"waitingQueueSize": status.queue_depth, "requestsInFlight": status.in_flight},
+        "metrics": {
+            "rejectedRequests": status.refused,
+            "waitingQueueSize": status.queue_depth,
+            "requests": status.answered,
+            "requestsInFlight": status.in_flight,
+        },
         "workers": [_worker(worker) for worker in status.workers],
     }
     return {key: value for key, value in described.items() if value is not None}
