@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -201,7 +200,7 @@ def _is_log_of_container() -> bool:
 
 def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, report_fd: int | None) -> int:
     """Be the server, in this process."""
-    from mms_lite import logs, machine, server
+    from mms_lite import logs, server
 
     report = _print_event if report_fd is None else _pipe_events(report_fd)
     try:
@@ -216,13 +215,8 @@ def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, rep
             console=_logs_to_stdout(config, background=report_fd is not None),
             level=level or logging.INFO,
         )
-        gpus = machine.gpu_count(config.number_of_gpu)
-        lines = config_report.banner(loaded, cpus=machine.cpu_count(), gpus=gpus)
-        logging.getLogger("mms_lite").info("%s", "\n".join(lines), extra={"lines": lines})
         for text in filter(None, (*loaded.notes, note)):
             logging.getLogger("mms_lite").warning("%s", text)
-        config = replace(config, number_of_gpu=gpus)
-        loaded = replace(loaded, config=config)
         return server.serve(loaded, report=report, access=router.access, instance=instance)
     except ConfigError as error:
         report({"event": "failed", "message": f"Invalid configuration: {error.message}"})

@@ -180,11 +180,6 @@ class Config:
         False, SWITCH, "Let MMS_* variables override the rest; in the file only.", flag="", env=""
     )
 
-    @property
-    def shares_listener(self) -> bool:
-        """Whether one listener serves both APIs. Port 0 twice means two free ports."""
-        return self.inference_address == self.management_address and self.inference_address.port != 0
-
     @classmethod
     def load(
         cls, file: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str]

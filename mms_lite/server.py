@@ -24,8 +24,11 @@ from typing import Any
 
 from mms_lite.address import Address
 from mms_lite.config import LoadedConfig
+from mms_lite.config_report import banner
 from mms_lite.engine.engine import Engine
 from mms_lite.engine.launcher import Guard, ProcessLauncher, worker_environ
+from mms_lite.engine.repository.allow_list import AllowList
+from mms_lite.engine.repository.download import Downloads
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
 from mms_lite.errors import ConfigError, ServingError
 from mms_lite.frontends import mms
@@ -34,6 +37,7 @@ from mms_lite.frontends.http import HttpListener
 from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits
 from mms_lite.frontends.mms.answers import resource_not_found
 from mms_lite.frontends.prometheus import Prometheus
+from mms_lite.host_metrics import HostMetrics
 from mms_lite.instance import Instance
 from mms_lite.machine import cpu_count, gpu_count
 from mms_lite.tls import server_context
@@ -68,8 +72,9 @@ class Server:
     """One configured server. `run` serves until a signal or `stop`, and returns the exit code."""
 
     def __init__(self, loaded: LoadedConfig, *, report: Report, access: Callable[[str], None]) -> None:
+        self._loaded = loaded
         self._config = loaded.config
-        self._origins = loaded.origins
+        self._host_metrics = HostMetrics(loaded.config.metric_time_interval_s)
         self._report = report
         self._access = access
         self._stopping = asyncio.Event()
@@ -96,8 +101,10 @@ class Server:
         try:
             await asyncio.to_thread(work_dir.make)
             self._guard.start()
+            self._host_metrics.start()
             return await self._serve(work_dir.path, instance)
         finally:
+            self._host_metrics.close()
             await asyncio.to_thread(self._guard.close)
             await asyncio.to_thread(work_dir.remove)
             _log.info("Model server stopped.")
@@ -149,10 +156,20 @@ class Server:
             devices=tuple(range(gpus)),
             decode_input_request=config.decode_input_request,
         )
-        models = MarRepository(config.model_store, work_dir, defaults)
+        lines = banner(self._loaded, cpus=cores, gpus=gpus)
+        _log.info("%s", "\n".join(lines), extra={"lines": lines})
+        downloads = Downloads(
+            AllowList.parse(config.allowed_urls),
+            max_bytes=config.max_download_bytes,
+            timeout_s=config.download_timeout_s,
+        )
+        models = MarRepository(config.model_store, work_dir, defaults, downloads)
         launcher = ProcessLauncher(
             max_frame_bytes=config.max_frame_bytes,
-            environ=worker_environ(os.environ, config.blacklist_env_vars),
+            environ={
+                **worker_environ(os.environ, config.blacklist_env_vars),
+                "MMS_DECODE_INPUT_REQUEST": str(config.decode_input_request).lower(),
+            },
             guard=self._guard,
         )
         engine = Engine(
@@ -206,7 +223,7 @@ class Server:
             alone = "" if address.port or address.path else api
             sharing.setdefault((address, alone), []).append(api)
         # Another server's metrics at the default port are no reason not to serve models.
-        default = self._origins.get(_METRICS) == "default"
+        default = self._loaded.origins.get(_METRICS) == "default"
         return [
             _Place(address, apis, optional=default and apis == [_METRICS])
             for (address, _), apis in sharing.items()
@@ -231,10 +248,11 @@ class Server:
         """Return who may manage, and the file of the token where one is needed."""
         config = self._config
         if is_local(config.management_address) or config.management_open:
-            return None, Authoriser()
+            return None, Authoriser(origin=config.cors_allowed_origin)
         named = config.management_token_file
         file = named or instance.pid_file.with_name(TOKEN_FILE)
-        return file, Authoriser(await asyncio.to_thread(read_token, file, default_place=named is None))
+        token = await asyncio.to_thread(read_token, file, default_place=named is None)
+        return file, Authoriser(token, config.cors_allowed_origin)
 
     async def _load(self, engine: Engine, models: MarRepository) -> int:
         wanted = self._startup_models(models)

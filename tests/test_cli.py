@@ -255,7 +255,7 @@ def test_the_sagemaker_preset_wins_over_a_file_of_that_name(
     assert invoke("--mms-config", "sagemaker").exit_code == 0
 
     config = started[0].config
-    assert config.shares_listener
+    assert config.inference_address == config.management_address
     assert (str(config.inference_address), config.metrics_address) == ("http://0.0.0.0:8080", None)
     assert (config.model_store, config.default_service_handler) == (Path("/"), "a.b:c")
     assert (config.response_timeout_s, config.unregister_model_timeout_s) == (120, 2)

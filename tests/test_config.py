@@ -95,20 +95,6 @@ def test_addresses_without_a_port_take_that_of_their_api(tmp_path: Path) -> None
     assert load(tmp_path, "management_address=http://h").config.management_address.port == 8081
 
 
-@pytest.mark.parametrize(
-    ("inference", "management", "shared"),
-    [
-        ("http://h:80", "http://h:80", True),
-        ("http://h:80", "http://h:81", False),
-        ("http://h:0", "http://h:0", False),
-        ("unix:/a", "unix:/a", False),
-    ],
-)
-def test_equal_addresses_share_a_listener(inference: str, management: str, shared: bool) -> None:
-    config = Config(inference_address=Address.parse(inference), management_address=Address.parse(management))
-    assert config.shares_listener is shared
-
-
 def test_without_file_and_flags_everything_is_a_default() -> None:
     loaded = Config.load(None, {}, {})
     assert loaded.config == Config()
