@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mms_lite.engine.launcher import Launcher
@@ -28,6 +28,14 @@ _READERS = 8  # archives that are downloaded and unpacked at once
 T = TypeVar("T")
 
 _log = logging.getLogger("mms_lite.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place in the start-up list: its model is named when those before it have their names, or failed."""
+
+    earlier: Sequence[asyncio.Event]
+    taken: asyncio.Event
 
 
 class Engine:
@@ -99,21 +107,12 @@ class Engine:
         """
         return await self._to_its_end(self._load(options))
 
-    async def _load(self, options: LoadOptions) -> ModelStatus:
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        spec = await loop.run_in_executor(self._readers, self._repository.read, options)
+    async def _load(self, options: LoadOptions, place: _Place | None = None) -> ModelStatus:
         try:
-            self._check_open()
-            if spec.min_workers > _MAX_WORKERS:
-                raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
-            replaced = self._registry.has(spec.name, spec.version) and options.replace
-            model = self._model(self._with_workers_kept(spec, options) if replaced else spec)
-            if not replaced:
-                self._registry.add(model)
-        except BaseException:
-            await asyncio.to_thread(self._repository.discard, spec)
-            raise
+            model, replaced = await self._register(options, place)
+        finally:
+            if place is not None:
+                place.taken.set()
         if replaced:
             starting = self._replace(model, set_default=options.set_default)
         else:
@@ -122,8 +121,28 @@ class Engine:
         if options.wait:
             await starting
         else:
-            self._background(self._logged(starting, spec.name))
+            self._background(self._logged(starting, model.spec.name))
         return self._status(model)
+
+    async def _register(self, options: LoadOptions, place: _Place | None) -> tuple[Model, bool]:
+        """Read a model and enter its name, unless it is to take the place of one that has it; tell which."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        spec = await loop.run_in_executor(self._readers, self._repository.read, options)
+        try:
+            for earlier in place.earlier if place is not None else ():
+                await earlier.wait()
+            self._check_open()
+            if spec.min_workers > _MAX_WORKERS:
+                raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
+            if options.replace and self._registry.has(spec.name, spec.version):
+                return self._model(self._with_workers_kept(spec, options)), True
+            model = self._model(spec)
+            self._registry.add(model)
+            return model, False
+        except BaseException:
+            await asyncio.to_thread(self._repository.discard, spec)
+            raise
 
     def _with_workers_kept(self, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
         """Give a replacement as many workers as what it replaces has, unless the user says how many."""
@@ -226,15 +245,18 @@ class Engine:
     ) -> int:
         """Load the start-up models side by side; return how many failed.
 
-        `told` is called with each model as it is ready, or with why it is not. Until all are, an unknown
-        model is "not ready" rather than "not found".
+        Names are given in the order of the list: of two models with one name, the first has it. `told` is
+        called with each model as it is ready, or with why it is not. Until all are, an unknown model is "not
+        ready" rather than "not found".
         """
+        taken = [asyncio.Event() for _ in load_models]
+        places = [_Place(taken[:number], event) for number, event in enumerate(taken)]
 
-        async def one(options: LoadOptions) -> bool:
+        async def one(options: LoadOptions, place: _Place) -> bool:
             error: ServingError | None = None
             name = options.name or options.url
             try:
-                name = (await self.load(options)).spec.name
+                name = (await self._to_its_end(self._load(options, place))).spec.name
             except ServingError as failure:
                 error = failure
                 name = failure.details.get("model", name)
@@ -247,7 +269,7 @@ class Engine:
 
         self._starting = True
         try:
-            return sum(await asyncio.gather(*(one(options) for options in load_models)))
+            return sum(await asyncio.gather(*map(one, load_models, places)))
         finally:
             self._starting = False
 

@@ -1,4 +1,4 @@
-"""Who may manage: whoever is on this machine (but no web page in its browser), and from afar who has the token.
+"""Who may manage: whoever is on this machine (no web page in its browser), and from afar who has the token.
 
 The rule and the file in which the token lives are here; which routes are guarded is the protocol's business.
 """

@@ -87,7 +87,7 @@ async def test_unregistering_with_a_full_queue_answers_all_that_wait(serving: Si
         await manage(serving, "POST", "/models?url=echo.mar&model_name=full&initial_workers=1")
     ).status == 200
     waiting = [asyncio.create_task(post(serving, b"wait", target="/predictions/full")) for _ in range(15)]
-    while (await manage(serving, "GET", "/models/full")).json["metrics"]["waitingQueueSize"] < QUEUE:
+    while (await manage(serving, "GET", "/models/full")).json["metrics"]["waitingQueueSize"] < QUEUE - 1:
         await asyncio.sleep(0.01)
     unregistering = asyncio.create_task(manage(serving, "DELETE", "/models/full"))
     while (await manage(serving, "GET", "/models/full")).status == 200:
@@ -96,7 +96,8 @@ async def test_unregistering_with_a_full_queue_answers_all_that_wait(serving: Si
     assert (await unregistering).status == 200
     answers = await asyncio.gather(*waiting)
     assert {answer.status for answer in answers} == {200, 503}  # those over the queue's bound were refused
-    assert sum(answer.status == 200 for answer in answers) > QUEUE
+    # All that had room while the first was on its way to the worker, or one more.
+    assert sum(answer.status == 200 for answer in answers) >= QUEUE
     assert (await post(serving, b"late", target="/predictions/full")).status == 404
 
 
@@ -135,10 +136,11 @@ async def test_an_initialize_that_raises_fails_the_load_and_serves_nothing(servi
 
 async def test_a_duplicate_name_at_start_fails_that_model_only(site: Site) -> None:
     site.archive("echo", ECHO)
-    site.configure(load_models="echo.mar,echo=echo.mar,second=echo.mar")
+    site.archive("other", "def handle(data, context): return data and ['other'] * len(data)")
+    site.configure(load_models="echo.mar,echo=other.mar,second=echo.mar")
     printed = await site.start()
     assert "Model echo: FAILED: Model echo is already registered." in printed
-    for model in ("echo", "second"):
+    for model in ("echo", "second"):  # the first of the list has the name
         assert (await post(site, b"x", target=f"/predictions/{model}")).body == b"x"
     await site.stop()
     assert site.processes() == []

@@ -4,15 +4,18 @@ import asyncio
 import json
 import random
 import shutil
+import threading
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import begin, body
 
+from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -28,7 +31,15 @@ from mms_lite.errors import (
     ServingError,
     VersionNotFound,
 )
-from mms_lite.types import InferRequest, InferResponse, LoadOptions, Tensor, VersionState, WorkerState
+from mms_lite.types import (
+    InferRequest,
+    InferResponse,
+    LoadOptions,
+    ModelSpec,
+    Tensor,
+    VersionState,
+    WorkerState,
+)
 
 Ask = Callable[..., InferRequest]
 Wait = Callable[..., Any]
@@ -334,6 +345,28 @@ async def test_a_startup_model_that_fails_stays_to_be_described(inline: Bench, a
     assert body(await inline.engine.infer(ask("echo"))) == b"hello"
     with pytest.raises(ModelNotReady, match="model bad_init failed to load"):
         await inline.engine.infer(ask("bad_init"))
+
+
+async def test_of_two_startup_models_with_one_name_the_first_has_it_however_slowly_it_is_read(
+    inline: Bench, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, other_is_read = MarRepository.read, threading.Event()
+
+    def slowly(self: MarRepository, options: LoadOptions) -> ModelSpec:
+        if options.url == "echo":
+            assert other_is_read.wait(5)
+        spec = read(self, options)
+        if options.url == "counts":
+            other_is_read.set()
+        return spec
+
+    monkeypatch.setattr(MarRepository, "read", slowly)
+    told: list[tuple[str, ServingError | None]] = []
+    named = [replace(inline.options(url, at_startup=True), name="m") for url in ("echo", "counts")]
+    missing = LoadOptions(url="none", name="m", at_startup=True)
+    assert await inline.engine.start([missing, *named], lambda *each: told.append(each)) == 2
+    assert body(await inline.engine.infer(ask("m"))) == b"hello"
+    assert {type(error) for _, error in told} == {ModelNotFound, ModelConflict, type(None)}
 
 
 async def test_a_model_loads_in_the_background_and_says_so(inline: Bench, ask: Ask, wait_until: Wait) -> None:
