@@ -204,7 +204,7 @@ def _engine(raw: Mapping[str, Any]) -> ManifestEngine | None:
     engine = _object(raw, "engine")
     name = _text(engine, "engineName", of="engine.")
     if name is None:
-        raise ManifestError("The manifest's engine has no engineName.")
+        raise ManifestError("engineName is required in <engine>.")  # MMS's words
     return ManifestEngine(name=name, version=_version(engine, "engineVersion", of="engine."))
 
 

@@ -102,6 +102,48 @@ def test_without_file_and_flags_everything_is_a_default() -> None:
     assert loaded.notes == ()
 
 
+# What MMS has where nothing is set, by key: as it is written in a file.
+DEFAULTS_OF_MMS = {
+    "inference_address": "http://127.0.0.1:8080",
+    "management_address": "http://127.0.0.1:8081",
+    "default_workers_per_model": "0",
+    "unregister_model_timeout": "120",
+    "job_queue_size": "100",
+    "max_request_size": "6553500",
+    "max_response_size": "6553500",
+    "decode_input_request": "true",
+    "preload_model": "false",
+    "keystore_pass": "changeit",
+    "keystore_type": "PKCS12",
+    "debug": "false",
+}
+UNSET_IN_MMS = [
+    *("model_store", "load_models", "number_of_gpu", "default_service_handler", "blacklist_env_vars"),
+    *("cors_allowed_origin", "cors_allowed_methods", "cors_allowed_headers"),
+    *("keystore", "private_key_file", "certificate_file"),
+]
+
+
+@pytest.mark.parametrize("key", [*DEFAULTS_OF_MMS, *UNSET_IN_MMS])
+def test_defaults_and_variables_are_those_of_mms(tmp_path: Path, key: str) -> None:
+    (option,) = (option for option in OPTIONS if option.key == key)
+    default = load(tmp_path)
+    if key in UNSET_IN_MMS:
+        assert getattr(default.config, option.name) in (None, "")
+    else:
+        same = load(tmp_path, f"{key}={DEFAULTS_OF_MMS[key]}")
+        assert getattr(same.config, option.name) == getattr(default.config, option.name)
+    sample = DEFAULTS_OF_MMS.get(key, "7").replace(":80", ":70")
+    by_variable = load(tmp_path, "enable_envvars_config=true", {}, **{f"MMS_{key.upper()}": sample})
+    assert by_variable.origins[option.name] == f"environment MMS_{key.upper()}"
+
+
+def test_host_metrics_are_taken_each_minute_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    assert load(tmp_path).config.metric_time_interval_s == 60
+    text = "enable_envvars_config=true\nmetric_time_interval=5"
+    assert load(tmp_path, text, {}, MMS_METRIC_TIME_INTERVAL="9").config.metric_time_interval_s == 5
+
+
 def test_a_configuration_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         Config().strict = True  # type: ignore[misc]

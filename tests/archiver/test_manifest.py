@@ -78,7 +78,7 @@ def test_versions_written_as_numbers_become_strings() -> None:
         (b'{"model": {"handler": {}}}', "model.handler is not a string"),
         (b'{"model": {"extensions": ""}}', "model.extensions is not an object"),
         (b'{"model": {"modelVersion": true}}', "modelVersion is not a string"),
-        (b'{"engine": {}}', "engine has no engineName"),
+        (b'{"engine": {}}', r"^engineName is required in <engine>\.$"),
         (b'{"engine": "MXNet"}', "engine is not an object"),
         (b'{"publisher": {"email": 1}}', "publisher.email is not a string"),
     ],

@@ -176,6 +176,28 @@ async def test_a_malformed_form_gets_400(model, inference, body, why):
     assert why in answer.json["message"]
 
 
+async def test_a_form_with_bare_line_feeds_gets_400(model, inference):
+    await model("m", SEEN)
+    body = form(part("a", b"x")).replace(b"\r\n", b"\n")
+    assert (await inference("POST", "/predictions/m", body, ("Content-Type", FORM))).status == 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "seen"),
+    [
+        ("Multipart/Form-Data; boundary=XX", form(part("a", b"x")), {"a": ["bytearray", "x"]}),
+        ("application/x-www-form-urlencoded", b"a=1\r\n", {"a": ["bytearray", "1\r\n"]}),
+        ("application/x-www-form-urlencoded", b'{"a": 1}', {'{"a": 1}': ["bytearray", ""]}),
+        ("application/x-www-form-urlencoded", b"a=%zz", {"a": ["bytearray", "%zz"]}),
+        ("application/json", b"\xef\xbb\xbf[1]", {"body": ["list", [1]]}),
+    ],
+    ids=["capitals", "line end", "JSON by curl", "bad escape", "byte order mark"],
+)
+async def test_bodies_that_mms_reads_otherwise(model, inference, kind, body, seen):
+    await model("m", SEEN)
+    assert (await inference("POST", "/predictions/m", body, ("Content-Type", kind))).json == seen
+
+
 async def test_too_many_urlencoded_fields_get_400(model, inference):
     await model("m", SEEN)
     kind = ("Content-Type", "application/x-www-form-urlencoded")

@@ -1,13 +1,16 @@
 import asyncio
 import json
 import re
+import zipfile
 from dataclasses import replace
 
 import pytest
 
+from mms_lite.engine.repository.mar import Defaults, MarRepository
 from mms_lite.errors import Unauthorized
 from mms_lite.frontends import mms
 from mms_lite.frontends.message import HttpRequest, Limits
+from mms_lite.types import VersionState
 
 JSON = ("Content-Type", "application/json")
 
@@ -81,6 +84,7 @@ async def test_register_by_json_that_gson_takes(inline, management, echo, body):
     "body",
     [
         b"{'a'",
+        b"{url= 'echo'; model_name => 'm'}",
         b"{a: 1} {",
         b"{" + b"a: {" * 2000,
         b"'" * 100_000,
@@ -101,10 +105,13 @@ async def test_register_with_a_body_that_is_no_json_object(management, body):
     ("given", "status", "kind", "message"),
     [
         ({}, 400, "BadRequestException", "Parameter url is required."),
-        ({"url": "echo", "runtime": "perl"}, 400, "BadRequestException", "Invalid RuntimeType value: perl"),
+        ({"url": "none", "runtime": "perl"}, 400, "BadRequestException", "Invalid RuntimeType value: perl"),
         ({"url": "none"}, 404, "ModelNotFoundException", "Model not found in model store: none"),
         ({"url": "../x"}, 404, "ModelNotFoundException", "Relative path is not allowed in url: ../x"),
+        ({"url": "a..b.mar"}, 404, "ModelNotFoundException", "Relative path is not allowed in url: a..b.mar"),
+        ({"url": "."}, 404, "ModelNotFoundException", "Model not found in model store: ."),
         ({"url": "/etc"}, 404, "ModelNotFoundException", "Model not found in model store: /etc"),
+        ({"url": ""}, 400, "BadRequestException", "Parameter url is required."),
         ({"url": "echo"}, 400, "InvalidModelException", "Model name is not defined."),
         ({"url": "echo", "model_name": "m"}, 400, "InvalidModelException", "Model handler is not defined."),
         (
@@ -125,6 +132,57 @@ async def test_register_what_cannot_be(management, echo, given, status, kind, me
     answer = await management("POST", register(**given))
     assert answer.json == {"code": status, "type": kind, "message": message}
     assert answer.status == status
+
+
+async def test_register_with_values_that_mean_none(inline, management, echo):
+    given = {"url": echo, "handler": "service:handle", "batch_size": 0, "initial_workers": -1}
+    target = register(**given, model_name="m", response_timeout=-1, max_batch_delay="")
+    answer = await management("POST", target)
+    assert (answer.status, answer.json) == (200, {"status": 'Model "m" registered'})
+    described = (await management("GET", "/models/m")).json
+    assert (described["batchSize"], described["maxBatchDelay"], described["workers"]) == (1, 100, [])
+    assert inline.engine.describe("m").spec.response_timeout_s == inline.defaults["response_timeout_s"]
+
+
+async def test_register_ignores_a_form(management, echo):
+    kind = ("Content-Type", "application/x-www-form-urlencoded")
+    answer = await management("POST", "/models", f"url={echo}".encode(), kind)
+    assert (answer.status, answer.json["message"]) == (400, "Parameter url is required.")
+
+
+async def test_register_takes_the_name_and_version_of_the_archive(inline, management):
+    service = (inline.store.add("echo") / "service.py").read_text()
+    for version in ("1.0", "2.0"):
+        model = {"modelName": "net", "modelVersion": version, "handler": "service:handle"}
+        with zipfile.ZipFile(inline.store.folder / f"net-{version}.mar", "w") as archive:
+            archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+            archive.writestr("service.py", service)
+        answer = await management("POST", register(url=f"net-{version}.mar", model_name=""))
+        assert (answer.status, answer.json) == (200, {"status": 'Model "net" registered'})
+        assert (await management("POST", register(url=f"net-{version}.mar"))).status == 409
+    described = (await management("GET", "/models/net?version=all")).json
+    assert [(each["modelVersion"], each["modelUrl"]) for each in described] == [
+        ("1.0", "net-1.0.mar"),
+        ("2.0", "net-2.0.mar"),
+    ]
+
+
+async def test_register_in_the_background_what_does_not_start(inline, management, wait_until):
+    inline.store.add("bad_init")
+    given = {"url": "bad_init", "model_name": "bad", "handler": "service:handle", "initial_workers": 1}
+    answer = await management("POST", register(**given, synchronous="false"))
+    assert (answer.status, answer.json) == (202, {"status": "Processing worker updates..."})
+    await wait_until(lambda: inline.engine.describe("bad").state is VersionState.FAILED)
+    described = (await management("GET", "/models/bad")).json
+    assert (described["status"], described["detail"]) == ("FAILED", "RuntimeError: the weights are missing")
+    assert [worker["status"] for worker in described["workers"]] == ["FAILED"]
+
+
+async def test_register_without_a_store(tmp_path, inline, management):
+    repository = MarRepository(None, tmp_path, Defaults(**inline.defaults))
+    inline.engine._repository = repository
+    answer = await management("POST", register(url="m.mar"))
+    assert (answer.status, answer.json["message"]) == (404, "Model store has not been configured.")
 
 
 async def test_register_from_another_host(management):
@@ -187,6 +245,25 @@ async def test_scaling_that_did_not_get_everywhere_is_partial_success(inline, ma
     assert answer.json == {"status": "Workers scaling in progress..."}
 
 
+async def test_scaling_that_fails_keeps_the_model_and_the_workers_it_had(inline, management, ask):
+    folder = inline.store.folder / "m"
+    await inline.load("echo", "m")
+    (folder / "service.py").write_text("raise RuntimeError('the file has changed')")
+    answer = await management("PUT", "/models/m?min_worker=2&synchronous=true")
+    assert (answer.status, answer.json) == (210, {"status": "Workers scaling in progress..."})
+    described = (await management("GET", "/models/m")).json
+    assert [worker["status"] for worker in described["workers"]] == ["READY", "FAILED"]
+    assert (await inline.engine.infer(ask("m", b"still"))).status == 200
+
+
+async def test_scaling_that_leaves_no_worker_is_an_error_and_keeps_the_model(inline, management):
+    await inline.load("bad_init", "m", workers=0)
+    answer = await management("PUT", "/models/m?synchronous=true")
+    assert (answer.status, answer.json["type"]) == (500, "InternalServerException")
+    assert answer.json["message"] == "Failed to start workers: RuntimeError: the weights are missing"
+    assert (await management("GET", "/models/m")).json["status"] == "FAILED"
+
+
 @pytest.mark.parametrize(
     ("target", "status", "message"),
     [
@@ -231,6 +308,15 @@ async def test_describe_counts_what_was_asked_and_what_was_refused(inline, merge
     assert (await merged("POST", "/predictions/echo", b"x")).status == 503
     counted = (await merged("GET", "/models/echo")).json["metrics"]
     assert (counted["requests"], counted["rejectedRequests"]) == (2, 1)
+
+
+async def test_what_mms_describes_comes_in_its_order(inline, management):
+    await inline.load("echo")
+    keys = list((await management("GET", "/models/echo")).json)
+    known = ["modelName", "modelVersion", "modelUrl", "runtime", "minWorkers", "maxWorkers", "batchSize"]
+    known.append("maxBatchDelay")
+    assert [key for key in keys if key in known] == known
+    assert keys[-1] == "workers" and keys.index("loadedAtStartup") > keys.index("maxBatchDelay")
 
 
 async def test_describe_one_version(inline, management):
@@ -368,6 +454,18 @@ async def test_list_in_pages(inline, management):
     for query in ("", "?limit=0", "?limit=-1", "?limit=1000", "?next_page_token=-5"):
         assert await page(query) == (["a", "b", "c"], None)
     assert await page("?next_page_token=9") == ([], None)
+
+
+@pytest.mark.parametrize("query", ["limit=x", "limit=1.5", "next_page_token=x", "limit=99999999999"])
+async def test_a_page_whose_numbers_are_none(management, query):
+    answer = await management("GET", f"/models?{query}")
+    assert (answer.status, answer.json["type"]) == (400, "BadRequestException")
+
+
+async def test_of_a_limit_given_twice_the_first_counts(inline, management):
+    for name in ("a", "b"):
+        await inline.load("echo", name, workers=0)
+    assert (await management("GET", "/models?limit=1&limit=2")).json["nextPageToken"] == "1"
 
 
 async def test_a_name_with_versions_is_listed_once(inline, management):

@@ -266,6 +266,40 @@ async def test_a_default_handler_that_is_not_there_is_a_load_error(processes: Be
         await processes.engine.load(LoadOptions(url="plain", name="m"))
 
 
+async def test_a_handler_may_lie_in_a_folder_and_be_named_without_a_function(
+    processes: Bench, ask: Ask
+) -> None:
+    put(processes, "m", {})
+    put(processes, "m/code", {"service.py": FACTS})
+    await processes.engine.load(LoadOptions(url="m", name="m", handler="code/service.py"))
+    assert (await ask_json(processes, ask("m")))["file"].endswith("/m/code/service.py")
+
+
+async def test_modules_are_looked_for_beside_the_handler_then_on_the_users_path_then_in_the_model(
+    processes: Bench, ask: Ask, outside: Path
+) -> None:
+    environ = {**os.environ, "PYTHONPATH": str(outside), "MXNET_USE_OPERATOR_TUNING": "2"}
+    processes.launcher = ProcessLauncher(max_frame_bytes=1 << 20, environ=environ)
+    names = ("one", "beside", "three")
+    put(processes, "m", {f"{name}.py": "WORD = 'in the model'" for name in names})
+    source = f"import os, {', '.join(names)}\ndef handle(data, context):\n"
+    source += "    words = [one.WORD, beside.WORD, three.WORD, os.environ['MXNET_USE_OPERATOR_TUNING']]\n"
+    put(
+        processes, "m/code", {"service.py": source + "    return data and [words]", "one.py": "WORD = 'here'"}
+    )
+    await processes.engine.load(LoadOptions(url="m", name="m", handler="code/service.py:handle"))
+    assert await ask_json(processes, ask("m")) == ["here", "beside", "in the model", "2"]
+
+
+async def test_mxnets_operator_tuning_is_off_unless_the_user_says_otherwise(
+    processes: Bench, ask: Ask
+) -> None:
+    environ = {name: text for name, text in os.environ.items() if name != "MXNET_USE_OPERATOR_TUNING"}
+    processes.launcher = ProcessLauncher(max_frame_bytes=64 << 20, environ=environ)
+    await processes.load("facts")
+    assert (await ask_json(processes, ask("facts")))["environ"]["MXNET_USE_OPERATOR_TUNING"] == "0"
+
+
 # --- runtime (7.3, last line)
 
 

@@ -239,6 +239,24 @@ async def test_closing_does_not_wait_for_a_hung_worker_beyond_its_time(
     await wait_until(lambda: not children())
 
 
+async def test_unloading_ends_a_worker_that_does_not_end_in_its_time(
+    processes: Bench, ask: Ask, tmp_path: Path, wait_until: Wait, still_serves: Check
+) -> None:
+    processes.drain_s = 0.3  # unregister_model_timeout
+    await processes.load("hang")
+    await processes.load("echo")
+    file = tmp_path / "grandchild"
+    held = begin(processes.engine.infer(ask("hang", f"hang {file}")))
+    await wait_until(file.exists)
+    began = time.monotonic()
+    await processes.engine.unload("hang")
+    assert time.monotonic() - began < 4
+    with pytest.raises(WorkerDied):
+        await held
+    assert not processes.engine.has_version("hang", "1")
+    await still_serves(processes, "echo")
+
+
 async def test_a_grandchild_that_outlives_the_worker_delays_nothing_and_is_killed(
     processes: Bench, ask: Ask, wait_until: Wait, still_serves: Check
 ) -> None:

@@ -138,6 +138,19 @@ def test_a_status_that_http_cannot_carry_is_refused(code):
         with_batch().set_response_status(code)
 
 
+def test_a_status_may_be_text():
+    context = with_batch()
+    context.set_response_status("418")
+    assert context.response(0) == (418, "", [])
+
+
+def test_no_content_type_leaves_it_unset():
+    context = with_batch()
+    context.set_response_content_type(0, None)
+    assert context.get_response_content_type(0) is None
+    assert context.response(0) == (200, "", [])
+
+
 @pytest.mark.parametrize("bad", ["a\r\nX: y", "a\nb", "a\0b"])
 def test_what_would_split_the_response_is_refused(bad):
     context = with_batch()

@@ -374,6 +374,13 @@ def test_what_a_model_needs_to_say_goodbye_is_still_there_when_it_is_let_go(
     assert capfd.readouterr().out == f"bye {'/'}\n"
 
 
+def test_imported_classes_do_not_count(tmp_path: Path) -> None:
+    source = "from pathlib import Path\nfrom json import JSONDecoder\nclass A:\n"
+    source += "    def initialize(self, c): pass\n    def handle(self, d, c): return ['own']\n"
+    write(tmp_path, source)
+    assert answer(run(load(tmp_path, "service"), b"x")[0])[0] == b"own"
+
+
 def test_one_class_under_two_names_is_one_class(tmp_path: Path) -> None:
     source = (
         "class A:\n    def initialize(self, c): pass\n    def handle(self, d, c): return ['a']\nAlias = A\n"
