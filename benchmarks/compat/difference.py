@@ -47,7 +47,7 @@ class Intended:
     """An entry of the whitelist: of these cases, these facets differ like `MMS -> ours`, on purpose.
 
     Case ids, facets and both sides are patterns. `reference` is the section of the MMS reference that calls
-    MMS's side a mistake, `documented` is `PAGE: words`, where docs/ tells users. What MMS does only
+    MMS's side a mistake, `rows` those of docs/mms-compatibility.md that tell users. What MMS does only
     `sometimes` may be unused.
     """
 
@@ -56,7 +56,7 @@ class Intended:
     facets: Mapping[str, tuple[str, ...]]
     because: str
     reference: str
-    documented: str
+    rows: str
     sometimes: bool = False
 
 

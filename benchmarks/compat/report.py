@@ -88,9 +88,8 @@ def _verdict(compared: Compared, verdict: Verdict) -> str:
 
 
 def _cited(entry: Intended) -> str:
-    page = entry.documented.partition(": ")[0]
     cited = [f"MMS reference, {entry.reference}"] if entry.reference else []
-    return "; ".join([*cited, f"[{page}]({page})"] if page else cited)
+    return "; ".join([*cited, f"[mms-compatibility.md](mms-compatibility.md), {entry.rows}"])
 
 
 def _count(compared: Sequence[Compared], verdict: Verdict) -> str:

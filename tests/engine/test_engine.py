@@ -593,6 +593,18 @@ async def test_the_folder_of_an_archive_lives_as_long_as_its_version(inline: Ben
     assert (inline.store.folder / "m.mar").exists()
 
 
+async def test_each_model_begins_with_another_gpu(inline: Bench) -> None:
+    inline.defaults["devices"] = (0, 1, 2)
+    dealt = [(await inline.load("echo", f"m{n}", workers=0)).spec.devices for n in range(4)]
+    assert dealt == [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 1, 2)]
+
+
+@pytest.mark.parametrize("version", ["a/b", "a\nb", "x" * 129, "invoke"])
+async def test_a_version_that_no_path_can_name_is_refused(inline: Bench, version: str) -> None:
+    with pytest.raises(InvalidRequest, match="a version has at most 128 printable characters"):
+        await inline.load("echo", version=version)
+
+
 async def test_a_folder_of_the_store_is_never_deleted(inline: Bench) -> None:
     await inline.load("echo")
     await inline.engine.unload("echo")

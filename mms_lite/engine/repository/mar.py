@@ -6,6 +6,7 @@ a folder of its own, so that two models made from one archive never share one.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import tempfile
@@ -51,6 +52,7 @@ class MarRepository:
         self._store = store
         self._work_dir = work_dir
         self._defaults = defaults
+        self._dealt = itertools.count()
         self._downloads = downloads or Downloads(AllowList(), max_bytes=0, timeout_s=0)
 
     def close(self) -> None:
@@ -94,12 +96,18 @@ class MarRepository:
             queue_size=defaults.queue_size,
             response_timeout_s=defaults.response_timeout_s if timeout_s is None else timeout_s,
             load_timeout_s=defaults.load_timeout_s,
-            devices=defaults.devices,
+            devices=self._devices(),
             runtime=options.runtime or (manifest.runtime if manifest else "python"),
             decode_input_request=defaults.decode_input_request,
             at_startup=options.at_startup,
             manifest=manifest.raw if manifest else None,
         )
+
+    def _devices(self) -> tuple[int, ...]:
+        """Return the GPUs, for each model another one first: many small models shall not share one."""
+        devices = self._defaults.devices
+        first = next(self._dealt) % max(1, len(devices))
+        return devices[first:] + devices[:first]
 
     def discard(self, spec: ModelSpec) -> None:
         """Delete the folder that was made for this load, if one was."""
@@ -224,5 +232,10 @@ def _check_options(options: LoadOptions) -> None:
         raise InvalidRequest("Parameter url is required.")
     if options.sha256 is not None and not re.fullmatch("[0-9A-Fa-f]{64}", options.sha256):
         raise InvalidRequest(f"Parameter sha256 is not 64 hexadecimal digits: {options.sha256}")
+    version = options.version or ""
+    if len(version) > _MAX_NAME or "/" in version or not version.isprintable() or version == "invoke":
+        raise InvalidRequest(
+            f"a version has at most {_MAX_NAME} printable characters, none of them a '/', and is not invoke"
+        )
     if options.workers is not None and options.workers < 0:
         raise InvalidRequest("initial_workers cannot be negative")
