@@ -101,7 +101,7 @@ def command(**values: Any) -> None:
         log_config = values.pop("log_config")
         loaded = _load_config(values.pop("mms_config"), log_config, values)
         if print_config:
-            click.echo(config_report.table(loaded))
+            _say(config_report.table(loaded))
         elif foreground:
             sys.exit(_serve(loaded, log_config, instance, report_fd))
         else:
@@ -115,7 +115,14 @@ def command(**values: Any) -> None:
 def main() -> None:
     """Run the command line."""
     _open_closed_files()
-    command.main(prog_name="mms-lite")
+    try:
+        command.main(prog_name="mms-lite")
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        # Python would wait for threads, and one may still read a large archive that nobody wants any more.
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 def main_by_old_name() -> None:
@@ -203,6 +210,8 @@ def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, rep
     from mms_lite import logs, server
 
     report = _print_event if report_fd is None else _pipe_events(report_fd)
+    if report_fd is not None:  # no terminal is ours, so none that closes ends us
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         if not instance.claim():
             report({"event": "refused", "message": _ALREADY})
@@ -347,6 +356,8 @@ def _print_event(event: Mapping[str, Any]) -> None:
         _say(f"Model {event['model']}: ready after {event['seconds']:.1f} s")
     elif kind == "model":
         _say(f"Model {event['model']}: FAILED: {event['error']}")
+    elif kind == "note":
+        _say(f"Note: {event['message']}")
     elif kind in ("failed", "refused"):
         _say(event["message"])
     elif kind == "ready":
@@ -368,11 +379,11 @@ def _say(text: str) -> None:
 def _stop(instance: Instance) -> None:
     pid = instance.running()
     if pid is None:
-        click.echo("Model server is not currently running.")
+        _say("Model server is not currently running.")
         return
     state = instance.state()
     _end(pid, float(state.get("drain_timeout_s", 30.0)), stopping=bool(state.get("stopping")))
-    click.echo("Model server stopped.")
+    _say("Model server stopped.")
 
 
 def _end(pid: int, drain_s: float, *, stopping: bool = False) -> None:

@@ -29,6 +29,7 @@ ENABLE_KEY = "enable_envvars_config"
 WORKERS_KEY = "NUM_WORKERS"
 PRESETS = {"sagemaker": Path(__file__).parent / "configs" / "sagemaker.properties"}  # names for --mms-config
 GIB = 1 << 30
+_FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
 
 
 def _integer(text: str) -> int:
@@ -212,6 +213,8 @@ class Config:
             notes.append(
                 f"preload_model={values['preload_model']} has no effect: workers are started, never forked"
             )
+        if values["max_request_size"] + _FRAME_HEADROOM > values["max_frame_bytes"]:
+            raise ConfigError("max_request_size must be smaller than max_frame_bytes by a mebibyte")
         return LoadedConfig(cls(**values), origins, tuple(notes), file)
 
 
@@ -243,7 +246,8 @@ JAVA_ONLY = (
     "async_logging", "io_ratio", "model_server_home", "netty_client_threads", "number_of_netty_threads",
     "plugins_path", "prefer_direct_buffer", "use_native_io", "vmargs", "PYTHON_EXECUTABLE",
 )  # fmt: skip
-KNOWN_KEYS = (*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY, *JAVA_ONLY)
+_READ_KEYS = (*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY)
+KNOWN_KEYS = (*_READ_KEYS, *JAVA_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +289,10 @@ def _file_settings(file: Path | None, environ: Mapping[str, str], notes: list[st
     marked = data.startswith(b"\xef\xbb\xbf")
     entries = parse_properties(data.decode("utf-8-sig" if marked else "latin-1", "replace"))
     origin = next((f"preset {name}" for name, preset in PRESETS.items() if preset == file), f"file {file}")
-    known, settings = {*(option.key for option in OPTIONS), MINUTES_KEY, WORKERS_KEY}, {}
+    settings = {}
     for key, value in entries.items():
         text = re.sub(r"\$\$([^$]{2,})\$\$", partial(_environ_value, environ), value)
-        if key in known:
+        if key in _READ_KEYS:
             settings[key] = _Setting(text, origin)
         else:
             notes.append(f"{_unused_note(key)} ({origin})")

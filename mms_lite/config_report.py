@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import mms_lite
-from mms_lite.config import OPTIONS, SECRET, Config, LoadedConfig
+from mms_lite.config import OPTIONS, SECRET, LoadedConfig
 
 _UNSET = "N/A"  # as in MMS
 
@@ -28,7 +28,7 @@ def table(loaded: LoadedConfig) -> str:
     return "\n".join([*lines, *(f"Note: {note}" for note in loaded.notes)])
 
 
-def banner(loaded: LoadedConfig, *, cpus: int, gpus: int) -> list[str]:
+def banner(loaded: LoadedConfig, *, cpus: int, gpus: int, workers: int) -> list[str]:
     """Return the lines of MMS's start-up record that mean something here, in its order and words."""
     config = loaded.config
     file = loaded.file if loaded.file and loaded.file.is_file() else None
@@ -48,17 +48,13 @@ def banner(loaded: LoadedConfig, *, cpus: int, gpus: int) -> list[str]:
         "Initial Models": config.load_models or None,
         "Log dir": _absolute(config.log_location),
         "Metrics dir": _absolute(config.metrics_location),
-        "Default workers per model": _workers(config, cpus, gpus),
+        "Default workers per model": workers,
         "Blacklist Regex": config.blacklist_env_vars or None,
         "Maximum Response Size": config.max_response_size,
         "Maximum Request Size": config.max_request_size,
         "Preload model": config.preload_model,
     }
     return [f"{name}: {_text(value)}" for name, value in lines.items()]
-
-
-def _workers(config: Config, cpus: int, gpus: int) -> int:
-    return config.default_workers_per_model or (1 if config.debug else gpus or cpus)
 
 
 def _absolute(path: Path) -> Path:

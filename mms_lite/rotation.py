@@ -77,6 +77,17 @@ class RotatingFile:
         """
         if self._file is not None:
             self._file.flush()
+            if self._rotates and self._is_gone():  # another server, or logrotate, has made it an old one
+                self.close()
+                self._open()
+
+    def _is_gone(self) -> bool:
+        try:
+            return self._file is not None and not os.path.samestat(
+                os.fstat(self._file.fileno()), os.stat(self.path)
+            )
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Close the file; what a full disk did not take is lost."""
@@ -100,13 +111,14 @@ class RotatingFile:
 
     def _rotate(self, at_s: float) -> None:
         try:
-            if self._rotates and self._bytes:
+            if self._rotates and self._bytes and not self._is_gone():
                 self.close()
                 os.rename(self.path, self._next_name())
                 self._tidy_on_thread()
         finally:
             # Where renaming failed this goes on in the same file, until it is time once more.
-            if self._file is None:
+            if self._file is None or self._is_gone():
+                self.close()
                 self._open()
             self._begin(at_s)
             self._full_bytes = self._bytes + self._max_bytes

@@ -1,7 +1,7 @@
 """The composition root: build -> serve -> drain -> stop. Signals only set an event; one coroutine acts.
 
-`report` receives plain events on the way up ({"event": "listening" | "model" | "ready" | "failed", ...}), so
-that a command line that started the server in the background can tell its user.
+`report` receives plain events on the way up ({"event": "listening" | "model" | "note" | "ready" | "failed",
+...}), so that a command line that started the server in the background can tell its user.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ from mms_lite.engine.launcher import Guard, ProcessLauncher, worker_environ
 from mms_lite.engine.repository.allow_list import AllowList
 from mms_lite.engine.repository.download import Downloads
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
-from mms_lite.errors import ConfigError, ServingError
+from mms_lite.errors import ConfigError, ModelNotFound, ServingError
 from mms_lite.frontends import mms
 from mms_lite.frontends.auth import TOKEN_FILE, Authoriser, is_local, read_token
 from mms_lite.frontends.http import HttpListener
-from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits
-from mms_lite.frontends.mms.answers import resource_not_found
+from mms_lite.frontends.message import Cors, HttpProtocol, Limits
 from mms_lite.frontends.prometheus import Prometheus
 from mms_lite.host_metrics import HostMetrics
 from mms_lite.instance import Instance
@@ -47,7 +46,6 @@ from mms_lite.work_dir import WorkDir
 EXIT_OK = 0
 EXIT_MODELS_FAILED = 3
 _ANSWERS_S = 1.0  # for answers to requests that outlasted the drain time
-_FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
 _NO_LIMIT_S = 10 * 365 * 86400.0  # finite, for clocks and timers that know no other numbers
 _INFERENCE, _MANAGEMENT, _METRICS = "inference_address", "management_address", "metrics_address"
 
@@ -57,7 +55,7 @@ _log = logging.getLogger("mms_lite.server")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Endpoint:
     """An address that is to be listened on, and the APIs that it serves.
 
     One that is `optional` is left out, with a warning, when its port is taken.
@@ -83,6 +81,7 @@ class Server:
     def stop(self) -> None:
         """Begin to drain; a second call ends the process at once."""
         if self._stopping.is_set():
+            os.write(2, b"Stopped at once: what was open is cut.\n")
             os._exit(1)
         self._stopping.set()
 
@@ -93,7 +92,10 @@ class Server:
             ConfigError: an address is taken or cannot be served.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        ends = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # in the background, or under nohup
+            ends.append(signal.SIGHUP)
+        for number in ends:
             loop.add_signal_handler(number, self.stop)
         _allow_many_files()
         _let_models_run()
@@ -111,8 +113,6 @@ class Server:
 
     async def _serve(self, work_dir: Path, instance: Instance) -> int:
         config = self._config
-        if config.max_request_size + _FRAME_HEADROOM > config.max_frame_bytes:
-            raise ConfigError("max_request_size must be smaller than max_frame_bytes by a mebibyte")
         models, engine = self._build(work_dir)
         listeners: list[HttpListener] = []
         state: dict[str, Any] = {"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s}
@@ -136,8 +136,9 @@ class Server:
     async def _drain(self, engine: Engine, listeners: list[HttpListener]) -> None:
         """Stop accepting, let open requests finish, then unload; all within drain_timeout_s."""
         drain_s = self._config.drain_timeout_s
-        _log.info("Stopping: open requests have %g s.", drain_s)
+        _log.info("Stopping: open requests have %g s. A second signal ends at once.", drain_s)
         until = time.monotonic() + drain_s
+        await engine.stop_loading()  # else a registration that is under way holds its listener up
         # The models stay until the requests are done: one whose body is still coming finds its model.
         await asyncio.gather(*(listener.drain(drain_s) for listener in listeners))
         await engine.close(drain_s=max(0.0, until - time.monotonic()))
@@ -156,7 +157,7 @@ class Server:
             devices=tuple(range(gpus)),
             decode_input_request=config.decode_input_request,
         )
-        lines = banner(self._loaded, cpus=cores, gpus=gpus)
+        lines = banner(self._loaded, cpus=cores, gpus=gpus, workers=defaults.workers)
         _log.info("%s", "\n".join(lines), extra={"lines": lines})
         downloads = Downloads(
             AllowList.parse(config.allowed_urls),
@@ -177,6 +178,7 @@ class Server:
             launcher,
             cores=cores,
             unload_s=config.unregister_model_timeout_s,
+            starting=True,
         )
         return models, engine
 
@@ -192,27 +194,31 @@ class Server:
         )
         cors = Cors.of(config.cors_allowed_origin, config.cors_allowed_methods, config.cors_allowed_headers)
         token_file, authoriser = await self._authoriser(instance)
-        places = self._places()
+        endpoints = self._endpoints()
         tls: ssl.SSLContext | None = None
-        if any(place.address.scheme == "https" for place in places):
+        if any(endpoint.address.scheme == "https" for endpoint in endpoints):
             tls = await asyncio.to_thread(server_context, config)
         bound: dict[str, str] = {}
-        for place in places:
-            protocol = self._protocol(place.apis, engine, limits, authoriser)
+        for endpoint in endpoints:
+            protocol = self._protocol(endpoint.apis, engine, limits, authoriser)
             listener = HttpListener(protocol, limits, access=self._access, cors=cors)
             listeners.append(listener)
             try:
-                told = await _bind(listener, place.address, tls)
+                told = await _bind(listener, endpoint.address, tls)
             except ConfigError as error:
-                if not place.optional:
+                if not endpoint.optional:
                     raise
-                _log.warning("Metrics are not served: %s.", error.message)
+                self._note(f"metrics are not served: {error.message} (metrics_address)")
                 continue
-            _warn_of_exposure(place, told, token_file)
-            bound.update(dict.fromkeys(place.apis, told))
+            _warn_of_exposure(endpoint, told, token_file)
+            if _MANAGEMENT in endpoint.apis and token_file is not None:
+                self._report(
+                    {"event": "note", "message": f"other machines need the token in {token_file} to manage"}
+                )
+            bound.update(dict.fromkeys(endpoint.apis, told))
         return bound
 
-    def _places(self) -> list[_Place]:
+    def _endpoints(self) -> list[_Endpoint]:
         """Return the addresses to listen on. APIs with the same address share it, but for port 0."""
         config = self._config
         wanted = [(_INFERENCE, config.inference_address), (_MANAGEMENT, config.management_address)]
@@ -225,34 +231,33 @@ class Server:
         # Another server's metrics at the default port are no reason not to serve models.
         default = self._loaded.origins.get(_METRICS) == "default"
         return [
-            _Place(address, apis, optional=default and apis == [_METRICS])
+            _Endpoint(address, apis, optional=default and apis == [_METRICS])
             for (address, _), apis in sharing.items()
         ]
 
     def _protocol(
         self, apis: Sequence[str], engine: Engine, limits: Limits, authoriser: Authoriser
     ) -> HttpProtocol:
-        workers = self._config.default_workers_per_model
-        protocol: HttpProtocol
-        if _INFERENCE in apis and _MANAGEMENT in apis:
-            protocol = mms.merged(engine, limits, default_workers=workers, authorise=authoriser.check)
-        elif _INFERENCE in apis:
-            protocol = mms.inference(engine, limits)
-        elif _MANAGEMENT in apis:
-            protocol = mms.management(engine, limits, default_workers=workers, authorise=authoriser.check)
-        else:
-            protocol = mms.MmsProtocol([], resource_not_found())
-        return _WithMetrics(Prometheus(engine), protocol) if _METRICS in apis else protocol
+        return mms.protocol(
+            engine,
+            limits,
+            inference=_INFERENCE in apis,
+            management=authoriser.check if _MANAGEMENT in apis else None,
+            default_workers=self._config.default_workers_per_model,
+            more=[Prometheus(engine).handle] if _METRICS in apis else [],
+        )
 
     async def _authoriser(self, instance: Instance) -> tuple[Path | None, Authoriser]:
         """Return who may manage, and the file of the token where one is needed."""
         config = self._config
+        names = ("localhost", socket.gethostname(), config.management_address.host)
+        hosts = frozenset(name.lower() for name in names)
         if is_local(config.management_address) or config.management_open:
-            return None, Authoriser(origin=config.cors_allowed_origin)
+            return None, Authoriser(None, config.cors_allowed_origin, hosts)
         named = config.management_token_file
         file = named or instance.pid_file.with_name(TOKEN_FILE)
         token = await asyncio.to_thread(read_token, file, default_place=named is None)
-        return file, Authoriser(token, config.cors_allowed_origin)
+        return file, Authoriser(token, config.cors_allowed_origin, hosts)
 
     async def _load(self, engine: Engine, models: MarRepository) -> int:
         wanted = self._startup_models(models)
@@ -271,10 +276,20 @@ class Server:
             await asyncio.wait([loading])
             return EXIT_OK
         failed = loading.result()
-        if failed and (self._config.strict or failed == len(wanted)):
-            self._report({"event": "failed", "message": f"{failed} of {len(wanted)} models failed to load."})
+        if not failed:
+            return EXIT_OK
+        message = f"{failed} of {len(wanted)} models failed to load."
+        if self._config.strict or failed == len(wanted):
+            _log.error("%s", message)
+            self._report({"event": "failed", "message": message})
             return EXIT_MODELS_FAILED
+        self._note(message)
         return EXIT_OK
+
+    def _note(self, message: str) -> None:
+        """Tell the log, and whoever starts the server."""
+        _log.warning("%s", message)
+        self._report({"event": "note", "message": message})
 
     def _startup_models(self, models: MarRepository) -> list[LoadOptions]:
         text = self._config.load_models
@@ -282,28 +297,9 @@ class Server:
             return startup_models(text)
         try:
             return models.all()
-        except ServingError as error:
+        except ModelNotFound as error:
             _log.warning("%s", error.message)
             return []
-
-
-class _WithMetrics:
-    """Adds the metrics to what an address serves otherwise."""
-
-    def __init__(self, metrics: Prometheus, protocol: HttpProtocol) -> None:
-        self._metrics = metrics
-        self._protocol = protocol
-
-    async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer a request."""
-        metrics = None
-        if request.path.rstrip("/") == "/metrics":
-            metrics = await self._metrics.handle(request, ["metrics"])
-        return metrics or await self._protocol.handle(request)
-
-    def spell(self, error: ServingError, path: str) -> HttpResponse:
-        """Return the error as the other APIs write it."""
-        return self._protocol.spell(error, path)
 
 
 async def _bind(listener: HttpListener, address: Address, tls: ssl.SSLContext | None) -> str:
@@ -317,7 +313,9 @@ async def _bind(listener: HttpListener, address: Address, tls: ssl.SSLContext | 
         port = await listener.start(address.host, address.port, tls=secured)
     except OSError as error:
         where = address.path or f"{address.host}:{address.port}"
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}") from error
+        # The event loops wrap the reason in sentences of their own.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(f"cannot listen on {where}: {reason}") from error
     return str(replace(address, port=port))
 
 
@@ -346,16 +344,16 @@ def _clear_socket(path: str) -> None:
     raise ConfigError(f"cannot listen on {path}: another server does")
 
 
-def _warn_of_exposure(place: _Place, bound: str, token_file: Path | None) -> None:
+def _warn_of_exposure(endpoint: _Endpoint, bound: str, token_file: Path | None) -> None:
     """Say once what those can do who reach an address from another machine."""
-    if is_local(place.address):
+    if is_local(endpoint.address):
         return
     able = {_INFERENCE: "use the models", _METRICS: "read the metrics"}
     if token_file is None:
         able[_MANAGEMENT] = "load, scale and unload models (management_open=true)"
-    open_to_all = [able[api] for api in place.apis if api in able]
+    open_to_all = [able[api] for api in endpoint.apis if api in able]
     says = [f"whoever reaches it can {' and '.join(open_to_all)}"] if open_to_all else []
-    if _MANAGEMENT in place.apis and token_file is not None:
+    if _MANAGEMENT in endpoint.apis and token_file is not None:
         says.append(f"other machines need the token in {token_file} to manage")
     _log.warning("Listening on %s: %s.", bound, "; ".join(says))
 

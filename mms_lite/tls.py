@@ -95,7 +95,7 @@ def _read_keystore(path: Path, kind: str, password: str) -> tuple[PrivateKeyType
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import pkcs12
     except ImportError as error:
-        raise ConfigError("a keystore needs a library: pip install 'mms-lite[tls]'") from error
+        raise ConfigError("a keystore needs a library: pip install cryptography") from error
     try:
         key, certificate, others = pkcs12.load_key_and_certificates(data, password.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
@@ -157,7 +157,7 @@ def _self_signed(hosts: Sequence[str]) -> tuple[PrivateKeyTypes, list[Certificat
     except ImportError as error:
         raise ConfigError(
             "https without private_key_file and certificate_file makes a certificate, which needs a library:"
-            " pip install 'mms-lite[tls]'"
+            " pip install cryptography"
         ) from error
     key = rsa.generate_private_key(public_exponent=65537, key_size=_RSA_BITS)  # what every client knows
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mms-lite")])

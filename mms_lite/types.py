@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any
 
 BYTES = "BYTES"
+MMS_BATCH_DELAY_MS = 100  # where a user of MMS names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class LoadOptions:
     handler: str | None = None
     runtime: str | None = None
     batch_size: int = 1
-    max_batch_delay_ms: int = 100  # as in MMS
+    max_batch_delay_ms: int = MMS_BATCH_DELAY_MS
     workers: int | None = None
     response_timeout_s: float | None = None
     replace: bool = False
@@ -151,8 +152,8 @@ class WorkerStatus:
 class ModelStatus:
     """What `describe` tells of one version of a model. `detail` says why it is FAILED.
 
-    `answered` and `refused` count requests since the version was loaded; `refused` are those that no worker
-    was given.
+    `answered` and `refused` count requests since the version, or what it replaced, was loaded; `refused` are
+    those that no worker was given.
     """
 
     spec: ModelSpec

@@ -212,7 +212,10 @@ def _legacy_engine(raw: Mapping[str, Any]) -> ManifestEngine | None:
     version = _object(raw, "Engine").get("MXNet")
     if isinstance(version, bool) or not isinstance(version, int | float):
         return None
-    return ManifestEngine(name="MXNet", version=str(float(version)))
+    try:
+        return ManifestEngine(name="MXNet", version=str(float(version)))
+    except OverflowError as error:
+        raise ManifestError("Engine.MXNet in the manifest is no version.") from error
 
 
 def _publisher(raw: Mapping[str, Any]) -> ManifestPublisher | None:

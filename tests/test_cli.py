@@ -120,6 +120,7 @@ def test_every_flag_reaches_its_option(invoke: Invoke, started: list[LoadedConfi
         "model_store": str(tmp_path),
         "load_models": "ALL",
         "number_of_gpu": "1",
+        "max_frame_bytes": "100000000",
         "decode_input_request": "false",
         "default_service_handler": "a:b",
         "log_location": "l",

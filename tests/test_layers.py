@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUND = {"address", "errors", "types", "protos"}
-TOOLS = {"config", "metrics", "logs", "transport", "wire"}
+TOOLS = {"metrics", "logs"}
 IN_THE_CHILD = {"errors", "types", "transport", "wire", "worker"}
-ENGINE = {"engine"} | GROUND | TOOLS
+ENGINE = {"engine", "transport", "wire"} | GROUND | TOOLS
 ALONE = {"client", "bench", "optimizer"}
 # What a module may import of mms_lite, by its place: the longest matching prefix counts.
 ALLOWED = {
@@ -34,8 +34,11 @@ ALLOWED = {
     "engine": ENGINE,
     "engine.repository": ENGINE | {"model_archiver"},
     "worker": IN_THE_CHILD,
-    "worker.boot": IN_THE_CHILD,
-    "frontends": GROUND | TOOLS | {"engine.engine", "frontends"},
+    "frontends": GROUND | TOOLS | {"engine.engine", "frontends.message"},
+    "frontends.mms": GROUND | TOOLS | {"engine.engine", "frontends.message", "frontends.mms"},
+    "instance": GROUND,
+    "machine": GROUND,
+    "work_dir": GROUND,
     "client": GROUND | {"client"},
     "bench": GROUND | {"client", "bench"},
     "optimizer": GROUND | {"optimizer"},

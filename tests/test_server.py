@@ -21,6 +21,7 @@ from mms_lite.config import OPTIONS, Config, LoadedConfig
 from mms_lite.errors import ConfigError
 from mms_lite.instance import Instance
 from mms_lite.server import Server
+from mms_lite.types import LoadOptions
 
 FREE = Address("http", "127.0.0.1", 0)
 ECHO = "def handle(data, context):\n    return data and [bytes(item['body']) for item in data]\n"
@@ -363,7 +364,7 @@ async def test_a_taken_port_of_metrics_is_an_error_only_where_it_was_asked_for(
         address = Address("http", "127.0.0.1", taken.getsockname()[1])
         running.settings["metrics_address"] = address  # not among what is given: as the default
         await running.serve(wait_until)
-        assert f"Metrics are not served: cannot listen on 127.0.0.1:{address.port}: " in caplog.text
+        assert f"metrics are not served: cannot listen on 127.0.0.1:{address.port}: " in caplog.text
         assert "metrics_address" not in running.event("ready")
         assert await running.status("inference", "/ping") == 200
 
@@ -531,3 +532,22 @@ async def test_variables_on_the_blacklist_do_not_reach_workers(
 async def test_a_blacklist_that_is_no_regex_is_a_configuration_error(running: Running) -> None:
     with pytest.raises(ConfigError, match="blacklist_env_vars is not a regular expression"):
         await running.start(blacklist_env_vars="(")
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus", "gpus", "workers"),
+    [("", 8, 0, 8), ("", 8, 2, 2), ("default_workers_per_model=5", 8, 2, 5), ("debug=true", 8, 2, 1)],
+)
+async def test_a_model_gets_a_worker_for_each_gpu_else_for_each_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, cpus: int, gpus: int, workers: int
+) -> None:
+    file = tmp_path / "config.properties"
+    file.write_text(text)
+    store = tmp_path / "store"
+    (store / "m").mkdir(parents=True)
+    monkeypatch.setattr("mms_lite.server.cpu_count", lambda: cpus)
+    monkeypatch.setattr("mms_lite.server.gpu_count", lambda limit: gpus)
+    loaded = Config.load(file, {"model_store": store}, {})
+    models, _ = Server(loaded, report=lambda _: None, access=lambda _: None)._build(tmp_path)
+    spec = models.read(LoadOptions(url="m", name="m", handler="service:handle"))
+    assert (spec.min_workers, len(spec.devices)) == (workers, gpus)

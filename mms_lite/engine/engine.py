@@ -19,11 +19,11 @@ from mms_lite.engine.registry import Registry
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
 from mms_lite.metrics import Snapshot, VersionMetrics
-from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus
+from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus, VersionState
 from mms_lite.wire import Item, Outcome
 
 _MAX_WORKERS = 1024
-_READERS = 8  # archives that are downloaded and unpacked at once
+_READERS = 8  # archives that are unpacked at once, and as many that are downloaded
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ _log = logging.getLogger("mms_lite.engine")
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Turn:
     """A place in the start-up list: its model is named when those before it have their names, or failed."""
 
     earlier: Sequence[asyncio.Event]
@@ -48,6 +48,7 @@ class Engine:
         *,
         cores: int,
         unload_s: float = 120.0,
+        starting: bool = False,
     ) -> None:
         self._repository = repository
         self._launcher = launcher
@@ -55,11 +56,14 @@ class Engine:
         self._unload_s = unload_s  # what open requests have when their model goes
         self._registry = Registry()
         self._unknown = VersionMetrics()  # of requests that name no loaded version
-        # Threads of their own: a slow download keeps nobody else's work off a thread.
+        # Threads of their own: slow downloads keep no other work off a thread.
         self._readers = ThreadPoolExecutor(_READERS, "read-model")
+        self._fetchers = ThreadPoolExecutor(_READERS, "fetch-model")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._replacements: set[Model] = set()  # that load, and are not in the registry yet
+        self._startup_names: set[str] = set()
         self._draining = False
-        self._starting = False
+        self._starting = starting
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Return a model's one answer. A caller that is cancelled cancels the request.
@@ -107,14 +111,14 @@ class Engine:
         """
         return await self._to_its_end(self._load(options))
 
-    async def _load(self, options: LoadOptions, place: _Place | None = None) -> ModelStatus:
+    async def _load(self, options: LoadOptions, turn: _Turn | None = None) -> ModelStatus:
         try:
-            model, replaced = await self._register(options, place)
+            model, replaced = await self._register(options, turn)
         finally:
-            if place is not None:
-                place.taken.set()
+            if turn is not None:
+                turn.taken.set()
         if replaced:
-            starting = self._replace(model, set_default=options.set_default)
+            starting = self._replace(model, options)
         else:
             keep = options.at_startup or not options.wait
             starting = self._start(model, keep=keep, set_default=options.set_default)
@@ -124,13 +128,14 @@ class Engine:
             self._background(self._logged(starting, model.spec.name))
         return self._status(model)
 
-    async def _register(self, options: LoadOptions, place: _Place | None) -> tuple[Model, bool]:
+    async def _register(self, options: LoadOptions, turn: _Turn | None) -> tuple[Model, bool]:
         """Read a model and enter its name, unless it is to take the place of one that has it; tell which."""
         self._check_open()
         loop = asyncio.get_running_loop()
-        spec = await loop.run_in_executor(self._readers, self._repository.read, options)
+        readers = self._fetchers if "://" in options.url else self._readers
+        spec = await loop.run_in_executor(readers, self._repository.read, options)
         try:
-            for earlier in place.earlier if place is not None else ():
+            for earlier in turn.earlier if turn is not None else ():
                 await earlier.wait()
             self._check_open()
             if spec.min_workers > _MAX_WORKERS:
@@ -139,6 +144,8 @@ class Engine:
                 return self._model(self._with_workers_kept(spec, options)), True
             model = self._model(spec)
             self._registry.add(model)
+            if options.at_startup:
+                self._startup_names.add(spec.name)
             return model, False
         except BaseException:
             await asyncio.to_thread(self._repository.discard, spec)
@@ -219,8 +226,8 @@ class Engine:
         return [self._status(model) for model in self._registry.list()]
 
     def startup_models(self) -> set[str]:
-        """Return the names of the models that were loaded at start and still are."""
-        return {model.spec.name for model in self._registry.list() if model.spec.at_startup}
+        """Return the names of the models that were loaded at start and still are, in whatever version."""
+        return {model.spec.name for model in self._registry.list()} & self._startup_names
 
     def has_version(self, name: str, version: str) -> bool:
         """Tell whether this version of this model is loaded."""
@@ -250,13 +257,13 @@ class Engine:
         ready" rather than "not found".
         """
         taken = [asyncio.Event() for _ in load_models]
-        places = [_Place(taken[:number], event) for number, event in enumerate(taken)]
+        turns = [_Turn(taken[:number], event) for number, event in enumerate(taken)]
 
-        async def one(options: LoadOptions, place: _Place) -> bool:
+        async def one(options: LoadOptions, turn: _Turn) -> bool:
             error: ServingError | None = None
             name = options.name or options.url
             try:
-                name = (await self._to_its_end(self._load(options, place))).spec.name
+                name = (await self._to_its_end(self._load(options, turn))).spec.name
             except ServingError as failure:
                 error = failure
                 name = failure.details.get("model", name)
@@ -269,14 +276,21 @@ class Engine:
 
         self._starting = True
         try:
-            return sum(await asyncio.gather(*map(one, load_models, places)))
+            return sum(await asyncio.gather(*map(one, load_models, turns)))
         finally:
             self._starting = False
 
-    async def close(self, *, drain_s: float) -> None:
-        """Answer what waits within `drain_s`, then unload everything."""
+    async def stop_loading(self) -> None:
+        """Give up what is being loaded, and load nothing more; what is loaded goes on."""
         self._draining = True
         self._repository.close()  # a download that runs has nobody left to load for
+        models = self._registry.list()
+        loading = [m for m in models if m.state is VersionState.LOADING and not m.ready_workers]
+        await asyncio.gather(*(m.close(drain_s=0.0) for m in [*loading, *self._replacements]))
+
+    async def close(self, *, drain_s: float) -> None:
+        """Answer what waits within `drain_s`, then unload everything."""
+        await self.stop_loading()
         until = asyncio.get_running_loop().time() + drain_s
         await self._close_all(self._registry.list(), drain_s)
         if self._tasks:  # an unload that is on its way has what is left of the time
@@ -284,7 +298,8 @@ class Engine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._readers.shutdown(wait=False)
+        for threads in (self._readers, self._fetchers):
+            threads.shutdown(wait=False)
 
     def _find(self, request: InferRequest) -> Model:
         try:
@@ -304,21 +319,28 @@ class Engine:
         metrics = self._registry.get(name, version).metrics if self._registry.has(name, version) else None
         return Model(spec, self._launcher, cores=self._cores, call=self._call, metrics=metrics)
 
-    async def _replace(self, model: Model, *, set_default: bool) -> None:
+    async def _replace(self, model: Model, options: LoadOptions) -> None:
         """Load a version beside the one that it replaces, which then answers what it has and goes."""
         spec = model.spec
+        self._replacements.add(model)
         try:
             await model.scale(spec.min_workers, spec.max_workers)
+            # What it replaces may have been scaled meanwhile.
+            while (kept := self._with_workers_kept(model.spec, options)) != model.spec:
+                await model.scale(kept.min_workers, kept.max_workers)
             self._check_open()
-        except BaseException:
+            old = self._registry.swap(model)
+        except BaseException as error:
+            if isinstance(error, ServingError):
+                _log.warning("Failed to load model: %s: %s", spec.name, error.message)
             await self._discard(model, 0.0)
             raise
-        old = self._registry.swap(model)
-        if set_default:
+        finally:
+            self._replacements.discard(model)
+        if options.set_default:
             self._registry.set_default(model)
         _log.info("Model %s loaded.", spec.name)
-        if old is not None:
-            await self._discard(old, self._unload_s)
+        await self._discard(old, self._unload_s)
 
     async def _start(self, model: Model, *, keep: bool, set_default: bool) -> None:
         spec = model.spec
@@ -371,7 +393,12 @@ class Engine:
         """Await a change of what is loaded; it goes on when the caller leaves, as half of it helps nobody."""
         task = self._background(work)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # not the caller: the engine has closed
+                raise ModelNotReady("the server is stopping") from None
+            raise
 
     def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)

@@ -11,6 +11,8 @@ import os
 import re
 from collections import deque
 
+from mms_lite.logs import MODEL, MODEL_METRICS
+
 _MAX_LINE_BYTES = 16 * 1024
 # What MMS's workers print of a metric, by hand or through mms.service.emit_metrics:
 # [METRICS]Name.Unit:value|#Dimension:value,...|#hostname:H,SECONDS[,request ids]
@@ -21,8 +23,8 @@ _METRIC = re.compile(
     r"\|#hostname:(?P<host>[^,|]+),(?P<time>\d+)(?:\.\d+)?(?:,(?P<ids>[^|]+))?"
 )
 
-_log = logging.getLogger("mms_lite.model")
-_metrics_log = logging.getLogger("mms_lite.model_metrics")
+_log = logging.getLogger(MODEL)
+_metrics_log = logging.getLogger(MODEL_METRICS)
 
 
 def metric_line(text: str) -> str | None:

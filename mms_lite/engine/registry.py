@@ -29,9 +29,13 @@ class Registry:
             raise ModelConflict(f"Model {name} is already registered.", name=name, version=version)
         self._put(model)
 
-    def swap(self, model: Model) -> Model | None:
-        """Put a version in the place of the one with its name and version, which is returned."""
-        old = self._models.get(model.spec.name, {}).get(model.spec.version)
+    def swap(self, model: Model) -> Model:
+        """Put a version in the place of the one with its name and version, which is returned.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is gone.
+        """
+        old = self.get(model.spec.name, model.spec.version)
         self._put(model)
         return old
 
@@ -68,7 +72,7 @@ class Registry:
         return list(self._models[name].values())
 
     def remove(self, model: Model) -> None:
-        """Take a version out; a default that goes hands over to the version loaded last."""
+        """Take a version out; a default that goes hands over to the last one that can answer, if any."""
         name, version = model.spec.name, model.spec.version
         versions = self._models.get(name, {})
         if versions.get(version) is not model:
@@ -78,7 +82,8 @@ class Registry:
             del self._models[name]
             del self._defaults[name]
         elif self._defaults[name] == version:
-            self._defaults[name] = next(reversed(versions))
+            able = [each for each, other in versions.items() if other.ready and other.has_workers]
+            self._defaults[name] = (able or list(versions))[-1]
 
     def list(self) -> list[Model]:
         """Return every version of every model, sorted by name."""

@@ -9,6 +9,7 @@ import errno
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ _FORWARDED = frozenset(
 class Authoriser:
     """The rule of one address. Without a token whoever reaches the address may manage.
 
-    `origin` is that of the web pages that may (cors_allowed_origin), or `*`.
+    `origin` is that of the web pages that may (cors_allowed_origin), or `*`. `hosts` are the names of this
+    machine, in lower case, under which a page of our own may ask.
     """
 
     token: bytes | None = None
     origin: str | None = None
+    hosts: frozenset[str] = frozenset(("localhost",))
 
     def check(self, request: HttpRequest) -> None:
         """Let a request pass that may manage this server.
@@ -44,7 +47,7 @@ class Authoriser:
             Unauthorized: it may not.
             Forbidden: a web page sent it that is not ours.
         """
-        if not self._is_of_ours(request.header("origin"), request.header("host")):
+        if not self._is_of_ours(request):
             raise Forbidden("Web pages of other sites may not manage this server (cors_allowed_origin).")
         if self.token is None or _comes_from_here(request):
             return
@@ -53,14 +56,20 @@ class Authoriser:
         if scheme.lower() != "bearer" or not hmac.compare_digest(said, self.token):
             raise Unauthorized(
                 "To manage this server from another machine, send its token in the header"
-                " Authorization: Bearer TOKEN."
+                " Authorization: Bearer TOKEN; the server's log names the token's file."
             )
 
-    def _is_of_ours(self, origin: str | None, host: str | None) -> bool:
-        """Tell whether no web page sent a request, or one that may. Browsers send the origin of the page."""
-        if origin is None or self.origin in ("*", origin):
+    def _is_of_ours(self, request: HttpRequest) -> bool:
+        """Tell whether no web page sent a request, or one that may. Browsers tell of the page that sends."""
+        origin, site = request.header("origin"), request.header("sec-fetch-site")
+        if (origin is None and site is None) or (origin is not None and self.origin in ("*", origin)):
             return True
-        return host is not None and origin.partition("://")[2].lower() == host.lower()
+        host = (request.header("host") or "").lower()
+        if origin is not None and origin.partition("://")[2].lower() != host:
+            return False
+        # A site of others may let its own name lead here; then page and server have one origin.
+        name = re.sub(r":\d*$", "", host).strip("[]")
+        return site in (None, "same-origin", "none") and (_is_address(name) or name in self.hosts)
 
 
 def is_local(address: Address) -> bool:
@@ -133,6 +142,14 @@ def _way_out(default_place: bool) -> str:
 def _comes_from_here(request: HttpRequest) -> bool:
     host = request.remote.rpartition(":")[0].strip("[]")
     return _is_loopback(host) and not any(name.lower() in _FORWARDED for name, _ in request.headers)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_loopback(host: str) -> bool:

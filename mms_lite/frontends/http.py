@@ -33,8 +33,6 @@ from mms_lite.frontends.message import (
 )
 from mms_lite.logs import ACCESS, access_line
 
-__all__ = ["HttpListener", "HttpRequest", "HttpResponse", "Limits"]
-
 _CLIENT_LEFT = 499  # nginx's number, in the access log only
 _BACKLOG = 1024
 _CLOSE_S = 0.5  # for what is left of a connection once its grace is over

@@ -6,7 +6,9 @@ The names and labels are here and in docs/metrics.md, and nowhere else.
 from __future__ import annotations
 
 import asyncio
+import math
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
@@ -53,10 +55,17 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[VersionMetrics], Histogram]], ...] 
 
 
 class Prometheus:
-    """The route of the metrics, for a list of routes as `MmsProtocol` takes it."""
+    """The route of the metrics, for a list of routes as `MmsProtocol` takes it.
 
-    def __init__(self, engine: Engine) -> None:
+    A page is made for one reader at a time, and given to all who ask within `reuse_s`: however many scrape,
+    requests keep the processor.
+    """
+
+    def __init__(self, engine: Engine, *, reuse_s: float = 1.0) -> None:
         self._engine = engine
+        self._reuse_s = reuse_s
+        self._making = asyncio.Lock()
+        self._pages: dict[bool, tuple[float, bytes]] = {}  # by whether it is OpenMetrics
 
     async def handle(self, request: HttpRequest, parts: list[str]) -> HttpResponse | None:
         """Answer a request whose path has these parts; None if it is not for the metrics."""
@@ -67,10 +76,18 @@ class Prometheus:
             return HttpResponse(405, headers, [b"The metrics can only be read.\n"])
         # Not prometheus_client's choose_encoder: it raises on a version that is no number.
         openmetrics = "application/openmetrics-text" in (request.header("accept") or "").lower()
-        collector = _Collector(self._engine.metrics())
-        body = await asyncio.to_thread(write_openmetrics if openmetrics else write_text, collector)
+        body = await self._page(openmetrics)
         content_type = CONTENT_TYPE_OPENMETRICS if openmetrics else CONTENT_TYPE_PLAIN_0_0_4
         return HttpResponse(200, [("Content-Type", content_type)], [body])
+
+    async def _page(self, openmetrics: bool) -> bytes:
+        async with self._making:
+            made_at, page = self._pages.get(openmetrics, (-math.inf, b""))
+            if time.monotonic() - made_at >= self._reuse_s:
+                collector = _Collector(self._engine.metrics())
+                page = await asyncio.to_thread(write_openmetrics if openmetrics else write_text, collector)
+                self._pages[openmetrics] = time.monotonic(), page
+            return page
 
 
 class _Collector(Collector):

@@ -66,7 +66,8 @@ def test_a_swap_keeps_the_default_and_gives_back_the_old_one(new: New) -> None:
     registry.add(other)
     assert registry.swap(replacement) is old
     assert registry.get("a") is replacement
-    assert registry.swap(new("b")) is None
+    with pytest.raises(ModelNotFound):
+        registry.swap(new("b"))
 
 
 def test_a_default_that_goes_hands_over_to_the_version_loaded_last(new: New) -> None:

@@ -11,8 +11,8 @@ import uvloop
 from raw_http import Answer, Client
 
 from mms_lite.frontends import mms
-from mms_lite.frontends.http import HttpListener, HttpRequest, HttpResponse, Limits
-from mms_lite.frontends.message import Cors, HttpProtocol, split_target
+from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits, split_target
 
 LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 
@@ -62,17 +62,17 @@ def _caller(make: Callable[[], HttpProtocol]) -> Call:
 @pytest.fixture
 def merged(inline: Any) -> Call:
     """Call the API of an address with both parts, without a socket."""
-    return _caller(lambda: mms.merged(inline.engine, LIMITS))
+    return _caller(lambda: mms.protocol(inline.engine, LIMITS, inference=True, management=lambda _: None))
 
 
 @pytest.fixture
 def inference(inline: Any) -> Call:
-    return _caller(lambda: mms.inference(inline.engine, LIMITS))
+    return _caller(lambda: mms.protocol(inline.engine, LIMITS, inference=True))
 
 
 @pytest.fixture
 def management(inline: Any) -> Call:
-    return _caller(lambda: mms.management(inline.engine, LIMITS))
+    return _caller(lambda: mms.protocol(inline.engine, LIMITS, management=lambda _: None))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mms_lite.frontends.http import HttpRequest, HttpResponse
+from mms_lite.frontends.message import HttpRequest, HttpResponse
 
 
 @dataclass

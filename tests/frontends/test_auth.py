@@ -35,9 +35,12 @@ def test_without_a_token_everybody_may_manage() -> None:
     Authoriser().check(request(AFAR))
 
 
-def asked_by_page(origin: str | None, *, allowed: str | None = None, host: str = "127.0.0.1:8081") -> None:
-    headers = [("Host", host), *([] if origin is None else [("Origin", origin)])]
-    Authoriser(origin=allowed).check(request(HERE[0], *headers))
+def asked_by_page(
+    origin: str | None, *, host: str = "127.0.0.1:8081", site: str | None = None, allowed: str | None = None
+) -> None:
+    given = {"Host": host, "Origin": origin, "Sec-Fetch-Site": site}
+    headers = [(name, value) for name, value in given.items() if value is not None]
+    Authoriser(None, allowed, frozenset(("localhost", "ours"))).check(request(HERE[0], *headers))
 
 
 @pytest.mark.parametrize(
@@ -50,11 +53,30 @@ def test_a_web_page_of_another_site_may_not_manage(origin: str) -> None:
         asked_by_page(origin, allowed="https://ours.test")
 
 
+@pytest.mark.parametrize(
+    ("origin", "site"), [("http://evil.test:8081", "same-origin"), (None, "same-origin")]
+)
+def test_a_name_of_another_site_that_leads_here_does_not_help(origin: str | None, site: str) -> None:
+    with pytest.raises(Forbidden):
+        asked_by_page(origin, host="evil.test:8081", site=site)
+    with pytest.raises(Forbidden):
+        asked_by_page("http://evil.test:8081", host="evil.test:8081")
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_simple_request_of_another_site_is_refused_by_where_it_comes_from(site: str) -> None:
+    with pytest.raises(Forbidden):
+        asked_by_page(None, site=site)
+
+
 def test_a_web_page_that_may_is_let_pass() -> None:
     asked_by_page(None)
-    asked_by_page("http://127.0.0.1:8081")
-    asked_by_page("https://ours.test", allowed="https://ours.test")
-    asked_by_page("https://any.test", allowed="*")
+    asked_by_page(None, host="any.test")  # no browser
+    for host in ("127.0.0.1:8081", "[::1]:8081", "localhost:8081", "OURS:8081", "ours"):
+        asked_by_page(f"http://{host.lower()}", host=host)
+        asked_by_page(None, host=host, site="same-origin")
+    asked_by_page("https://ours.test", allowed="https://ours.test", site="cross-site")
+    asked_by_page("https://any.test", allowed="*", site="cross-site")
 
 
 @pytest.mark.parametrize("remote", HERE)

@@ -7,8 +7,8 @@ import pytest
 from raw_http import Stub, request
 
 from mms_lite.frontends import mms
-from mms_lite.frontends.http import HttpListener, HttpResponse, Limits
-from mms_lite.frontends.message import Cors, encode_response
+from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.message import Cors, HttpResponse, Limits, encode_response
 
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -246,7 +246,7 @@ async def test_a_queued_job_of_a_client_that_leaves_leaves_the_queue(
     listen, connect, inline, wait_until, tmp_path
 ):
     await inline.load("gate")
-    port = await listen(mms.inference(inline.engine, Limits()))
+    port = await listen(mms.protocol(inline.engine, Limits(), inference=True))
     gate = tmp_path / "open"
     running, queued = await connect(port), await connect(port)
     await running.send(request("POST", "/predictions/gate", str(gate).encode()))
@@ -431,7 +431,9 @@ def test_cors_values_cannot_break_the_response():
 async def test_refusals_are_spelt_by_the_protocol_and_connections_live_on(listen, connect, inline):
     await inline.load("echo")
     limits = Limits(max_request_size=1000)
-    port = await listen(mms.merged(inline.engine, limits), max_request_size=1000)
+    port = await listen(
+        mms.protocol(inline.engine, limits, inference=True, management=lambda _: None), max_request_size=1000
+    )
     client = await connect(port)
     kind = "Content-Type: multipart/form-data; boundary=XX"
     for target, body, status, name in [

@@ -9,7 +9,7 @@ from certificates import Pair, client_context
 from raw_http import Stub, request
 
 from mms_lite.config import Config
-from mms_lite.frontends.http import HttpResponse
+from mms_lite.frontends.message import HttpResponse
 from mms_lite.tls import server_context
 
 PAIR = Pair()

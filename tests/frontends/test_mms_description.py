@@ -321,7 +321,7 @@ async def test_who_may_not_manage_gets_what_is_documented(inline):
     def nobody(request):
         raise Unauthorized("a token is needed")
 
-    protocol = mms.merged(inline.engine, Limits(), authorise=nobody)
+    protocol = mms.protocol(inline.engine, Limits(), inference=True, management=nobody)
     document = json.loads((await protocol.handle(HttpRequest("OPTIONS", "/"))).body[0])
     for method, path, operation in operations(document):
         where = target(path, operation.get("parameters", []), SAMPLES)

@@ -147,7 +147,32 @@ async def test_register_with_values_that_mean_none(inline, management, echo):
 async def test_register_ignores_a_form(management, echo):
     kind = ("Content-Type", "application/x-www-form-urlencoded")
     answer = await management("POST", "/models", f"url={echo}".encode(), kind)
-    assert (answer.status, answer.json["message"]) == (400, "Parameter url is required.")
+    message = "Parameter url is required. (The body is not application/json, so not read.)"
+    assert (answer.status, answer.json["message"]) == (400, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message"),
+    [
+        ("PUT", "/models/echo?min_workers=5", "Unknown parameter min_workers; did you mean min_worker?"),
+        ("PUT", "/models/echo?synchronus=true", "Unknown parameter synchronus; did you mean synchronous?"),
+        (
+            "POST",
+            "/models?url=echo&initial_worker=2",
+            "Unknown parameter initial_worker; did you mean initial_workers?",
+        ),
+    ],
+)
+async def test_a_parameter_with_a_typing_error_is_refused(inline, management, method, target, message):
+    await inline.load("echo", workers=2)
+    answer = await management(method, target)
+    assert (answer.status, answer.json["message"]) == (400, message)
+    assert len(inline.engine.describe("echo").workers) == 2
+
+
+async def test_other_unknown_parameters_are_ignored_as_in_mms(inline, management):
+    await inline.load("echo")
+    assert (await management("PUT", "/models/echo?min_worker=1&colour=red&synchronous=true")).status == 200
 
 
 async def test_register_takes_the_name_and_version_of_the_archive(inline, management):
@@ -426,7 +451,7 @@ async def test_who_may_not_manage_is_asked_on_every_route(inline):
         raise Unauthorized("a token is needed")
 
     await inline.load("echo")
-    protocol = mms.merged(inline.engine, Limits(), authorise=nobody)
+    protocol = mms.protocol(inline.engine, Limits(), inference=True, management=nobody)
     closed = ["/models", "/models/", "/models/echo", "/models/none", "/models/echo/1"]
     closed.append("/models/echo/1/set-default")
     for path in closed:
@@ -478,9 +503,10 @@ async def test_unregister(inline, management):
     for version in ("1", "2"):
         await inline.load("echo", version=version)
     answer = await management("DELETE", "/models/echo/1")
-    assert (answer.status, answer.json) == (200, {"status": 'Model "echo" unregistered'})
+    assert (answer.status, answer.json) == (200, {"status": 'Model "echo" version 1 unregistered'})
     assert (await management("GET", "/models/echo")).json["modelVersion"] == "2"
-    assert (await management("DELETE", "/models/echo")).status == 200
+    answer = await management("DELETE", "/models/echo")
+    assert (answer.status, answer.json) == (200, {"status": 'Model "echo" unregistered'})
     answer = await management("DELETE", "/models/echo")
     assert (answer.status, answer.json["message"]) == (404, "Model not found: echo")
 

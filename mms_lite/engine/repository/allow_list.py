@@ -164,7 +164,8 @@ class AllowList:
         except _Refused as error:
             raise forbidden(text, str(error)) from error
         if not any(entry.permits(url) for entry in self.entries):
-            raise forbidden(text, "allowed_urls does not permit it")
+            host = "/".join(text.split("/")[:3])
+            raise forbidden(text, f"allowed_urls does not permit it; allowed_urls={host}/ would")
         return url
 
 

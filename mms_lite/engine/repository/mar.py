@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mms_lite.engine.repository.allow_list import AllowList, is_remote
 from mms_lite.engine.repository.download import Downloads
-from mms_lite.errors import InvalidArchive, InvalidRequest, LoadError, ModelNotFound
+from mms_lite.errors import ConfigError, InvalidArchive, InvalidRequest, LoadError, ModelNotFound
 from mms_lite.types import LoadOptions, ModelSpec
 from model_archiver import archive
 from model_archiver.manifest import Manifest, ManifestError
@@ -74,6 +74,8 @@ class MarRepository:
             with self._archive(options) as source:
                 manifest = archive.read_manifest(source)
                 name, handler = self._identity(options, manifest, source)
+                version = options.version or (manifest.model.version if manifest else None) or "1"
+                _check_version(version)
                 path, owned = self._unpack(source, manifest.folder if manifest else "")
         except (archive.InvalidArchive, ManifestError) as error:
             raise InvalidArchive(str(error)) from error
@@ -84,7 +86,7 @@ class MarRepository:
         timeout_s = options.response_timeout_s
         return ModelSpec(
             name=name,
-            version=options.version or (manifest.model.version if manifest else None) or "1",
+            version=version,
             path=str(path),
             url=options.url,
             handler=handler,
@@ -154,13 +156,18 @@ class MarRepository:
 
         Raises:
             ModelNotFound: there is no store.
+            ConfigError: it cannot be read.
         """
         if self._store is None:
             raise ModelNotFound("Model store is not configured.")
         if not self._store.is_dir():
             raise ModelNotFound(f"Model store path is not found: {self._store}")
         found = []
-        for entry in sorted(self._store.iterdir()):
+        try:
+            entries = sorted(self._store.iterdir())
+        except OSError as error:
+            raise ConfigError(f"cannot read the model store {self._store}: {error.strerror}") from error
+        for entry in entries:
             is_archive = entry.suffix in (".mar", ".model") and entry.is_file()
             if not entry.name.startswith(".") and (is_archive or entry.is_dir()):
                 found.append(LoadOptions(url=entry.name, at_startup=True))
@@ -220,6 +227,14 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_version(version: str) -> None:
+    # A path names it, and a label of each of its metrics.
+    if len(version) > _MAX_NAME or "/" in version or not version.isprintable() or version == "invoke":
+        raise InvalidRequest(
+            f"a version has at most {_MAX_NAME} printable characters, none of them a '/', and is not invoke"
+        )
+
+
 def _check_digest(source: Path, wanted: str, found: str) -> None:
     if wanted.lower() != found:
         raise InvalidArchive(f"{source.name} has the SHA-256 {found}, not {wanted.lower()}.")
@@ -232,10 +247,5 @@ def _check_options(options: LoadOptions) -> None:
         raise InvalidRequest("Parameter url is required.")
     if options.sha256 is not None and not re.fullmatch("[0-9A-Fa-f]{64}", options.sha256):
         raise InvalidRequest(f"Parameter sha256 is not 64 hexadecimal digits: {options.sha256}")
-    version = options.version or ""
-    if len(version) > _MAX_NAME or "/" in version or not version.isprintable() or version == "invoke":
-        raise InvalidRequest(
-            f"a version has at most {_MAX_NAME} printable characters, none of them a '/', and is not invoke"
-        )
     if options.workers is not None and options.workers < 0:
         raise InvalidRequest("initial_workers cannot be negative")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import ServingError
@@ -13,18 +12,14 @@ from mms_lite.frontends.mms.description import api_description
 from mms_lite.frontends.mms.inference import Inference
 from mms_lite.frontends.mms.management import Management
 
-_Routes = Callable[[HttpRequest, list[str]], Awaitable[HttpResponse | None]]
+Routes = Callable[[HttpRequest, list[str]], Awaitable[HttpResponse | None]]
 Authorise = Callable[[HttpRequest], None]
-
-
-def _anybody(request: HttpRequest) -> None:
-    """Let everyone manage."""
 
 
 class MmsProtocol:
     """One address's routes, asked in turn; `description` is what it answers when asked what they are."""
 
-    def __init__(self, routes: Sequence[_Routes], description: HttpResponse) -> None:
+    def __init__(self, routes: Sequence[Routes], description: HttpResponse) -> None:
         self._routes = routes
         self._description = description
 
@@ -32,7 +27,7 @@ class MmsProtocol:
         """Answer a request; errors come back as responses."""
         parts = request.path.rstrip("/").split("/")[1:]
         if parts == ["api-description"] or (not parts and request.method == "OPTIONS"):
-            return replace(self._description)
+            return self._description
         if not parts or parts[0] == "api-description":
             return method_not_allowed()
         try:
@@ -49,35 +44,26 @@ class MmsProtocol:
         return spell(error)
 
 
-def inference(engine: Engine, limits: Limits) -> MmsProtocol:
-    """Return the protocol of an inference address."""
-    return MmsProtocol(
-        [Inference(engine, max_response_size=limits.max_response_size).handle],
-        json_response(api_description(inference=True, management=False)),
-    )
-
-
-def management(
-    engine: Engine, limits: Limits, *, default_workers: int = 0, authorise: Authorise = _anybody
+def protocol(
+    engine: Engine,
+    limits: Limits,
+    *,
+    inference: bool = False,
+    management: Authorise | None = None,
+    default_workers: int = 0,
+    more: Sequence[Routes] = (),
 ) -> MmsProtocol:
-    """Return the protocol of a management address; `default_workers` is for registrations that name none.
+    """Return the protocol of an address with these APIs; inference comes first, as in MMS.
 
-    `authorise` is called for every management request and raises Unauthorized or Forbidden.
+    `management` is called for every management request and raises Unauthorized or Forbidden; None leaves the
+    API out. `default_workers` is for registrations that name none. `more` routes are asked before ours.
     """
-    return MmsProtocol(
-        [Management(engine, default_workers=default_workers, authorise=authorise).handle],
-        json_response(api_description(inference=False, management=True)),
-    )
-
-
-def merged(
-    engine: Engine, limits: Limits, *, default_workers: int = 0, authorise: Authorise = _anybody
-) -> MmsProtocol:
-    """Return the protocol of an address that has both APIs; inference comes first, as in MMS."""
-    return MmsProtocol(
-        [
-            Inference(engine, max_response_size=limits.max_response_size).handle,
-            Management(engine, default_workers=default_workers, authorise=authorise).handle,
-        ],
-        json_response(api_description(inference=True, management=True)),
-    )
+    routes = [*more]
+    if inference:
+        routes.append(Inference(engine, max_response_size=limits.max_response_size).handle)
+    if management:
+        routes.append(Management(engine, default_workers=default_workers, authorise=management).handle)
+    if not (inference or management):
+        return MmsProtocol(routes, resource_not_found())
+    described = api_description(inference=inference, management=management is not None)
+    return MmsProtocol(routes, json_response(described))

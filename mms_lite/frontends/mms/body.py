@@ -23,7 +23,7 @@ _PIECE_BYTES = 64 * 1024  # in pieces of this size the parser copies within the 
 _MAX_FIELDS = 1000
 _MAX_PART_HEADER_BYTES = 8192
 _MAX_PART_HEADERS = 32
-_MAX_LENIENT_BYTES = 16 * 1024
+_MAX_LENIENT_BYTES = 2048
 
 
 async def read_parts(request: HttpRequest, *, with_query: bool) -> list[Tensor]:

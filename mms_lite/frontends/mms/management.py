@@ -5,8 +5,9 @@ Beyond MMS, which knew no versions: `/models/NAME/VERSION` for one of them, and 
 
 from __future__ import annotations
 
+import difflib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mms_lite.engine.engine import Engine
@@ -14,11 +15,15 @@ from mms_lite.errors import InvalidRequest
 from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.mms.answers import json_response, method_not_allowed
 from mms_lite.frontends.mms.body import content_type, read_json
-from mms_lite.types import LoadOptions, ModelStatus, WorkerState, WorkerStatus
+from mms_lite.types import MMS_BATCH_DELAY_MS, LoadOptions, ModelStatus, WorkerState, WorkerStatus
 
 _MAX_PAGE = 100
-_BATCH_DELAY_MS = 100  # as at start
 _RUNNING = (WorkerState.READY, WorkerState.BUSY)
+_REGISTER = (
+    "url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay", "initial_workers",
+    "synchronous", "response_timeout", "preload_model", "version", "replace", "set_default", "sha256",
+)  # fmt: skip
+_SCALE = ("min_worker", "max_worker", "number_gpu", "timeout", "synchronous")
 _WORKER_STATUS = {
     WorkerState.STARTING: "LOADING",
     WorkerState.BACKOFF: "LOADING",
@@ -81,7 +86,8 @@ class Management:
             return await self._scale(_Parameters(request.parameters), name, version)
         if request.method == "DELETE":
             await self._engine.unload(name, version)
-            return json_response({"status": f'Model "{name}" unregistered'})
+            which = "" if version is None else f" version {version}"
+            return json_response({"status": f'Model "{name}"{which} unregistered'})
         return method_not_allowed()
 
     def _describe(self, request: HttpRequest, name: str, version: str | None) -> HttpResponse:
@@ -101,6 +107,11 @@ class Management:
     async def _register(self, request: HttpRequest) -> HttpResponse:
         in_json = content_type(request)[0].lower() == "application/json"
         given = _Parameters(await read_json(request.body) if in_json else request.parameters)
+        given.check(_REGISTER)
+        if given.text("url") is None and request.body and not in_json:
+            raise InvalidRequest(
+                "Parameter url is required. (The body is not application/json, so not read.)"
+            )
         timeout = given.integer("response_timeout", -1)
         wait = given.boolean("synchronous", True)
         replaces = given.boolean("replace", False)
@@ -115,7 +126,7 @@ class Management:
             handler=given.text("handler"),
             runtime=given.text("runtime"),
             batch_size=given.integer("batch_size", 1),
-            max_batch_delay_ms=given.integer("max_batch_delay", _BATCH_DELAY_MS),
+            max_batch_delay_ms=given.integer("max_batch_delay", MMS_BATCH_DELAY_MS),
             workers=workers,
             # MMS reads minutes in the query and seconds in JSON.
             response_timeout_s=(timeout if in_json else timeout * 60) if timeout > 0 else None,
@@ -129,6 +140,7 @@ class Management:
         return _scaled(status) if wait else _scaling()
 
     async def _scale(self, given: _Parameters, name: str, version: str | None) -> HttpResponse:
+        given.check(_SCALE)
         least = given.integer("min_worker", 1)
         most = given.integer("max_worker", least)
         wait = given.boolean("synchronous", False)
@@ -151,6 +163,16 @@ class _Parameters:
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse what looks like a typing error; else unknown parameters are ignored, as in MMS.
+
+        Raises:
+            InvalidRequest: a parameter is nearly one of those.
+        """
+        for name in self._given:
+            if name not in known and (near := difflib.get_close_matches(name, known, 1, 0.8)):
+                raise InvalidRequest(f"Unknown parameter {name[:100]}; did you mean {near[0]}?")
 
     def text(self, name: str) -> str | None:
         """Return a parameter; an empty one counts as absent.
