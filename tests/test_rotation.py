@@ -282,3 +282,27 @@ def test_a_folder_that_is_gone_costs_lines_until_it_is_back(make: Make, tmp_path
     file.write(b"back", at(11, 21))
     file.close()
     assert contents(file.path.parent) == {"access_log.log": "back"}
+
+
+def test_two_servers_on_one_file_lose_no_line_at_midnight(make: Make, tmp_path: Path) -> None:
+    one, other = make(), make()
+    for day in (20, 21):
+        for number in range(10):
+            for server, name in ((one, "one"), (other, "other")):
+                server.write(b"%s %d of %d\n" % (name.encode(), number, day), at(11, day))
+                server.flush()
+    found = contents(tmp_path)
+    assert set(found) == {"access_log.log", "access_log.20-Nov.log.gz"}
+    lines = "".join(found.values()).splitlines()
+    assert len(lines) == len(set(lines)) == 40
+
+
+def test_after_a_file_was_renamed_by_others_lines_go_to_a_new_one(make: Make, tmp_path: Path) -> None:
+    file = make()
+    file.write(b"before\n", at(11, 20))
+    file.flush()
+    (tmp_path / "access_log.log").rename(tmp_path / "taken")
+    file.flush()
+    file.write(b"after\n", at(11, 20))
+    file.flush()
+    assert contents(tmp_path) == {"taken": "before\n", "access_log.log": "after\n"}

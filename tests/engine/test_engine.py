@@ -4,12 +4,15 @@ import asyncio
 import json
 import random
 import shutil
+import textwrap
 import threading
+import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -599,10 +602,96 @@ async def test_each_model_begins_with_another_gpu(inline: Bench) -> None:
     assert dealt == [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 1, 2)]
 
 
-@pytest.mark.parametrize("version", ["a/b", "a\nb", "x" * 129, "invoke"])
+@pytest.mark.parametrize("version", ["a/b", "a\nb", "x" * 129, "invoke", "\ud800"])
 async def test_a_version_that_no_path_can_name_is_refused(inline: Bench, version: str) -> None:
     with pytest.raises(InvalidRequest, match="a version has at most 128 printable characters"):
         await inline.load("echo", version=version)
+
+
+@pytest.fixture
+async def replacing(inline: Bench, tmp_path: Path, wait_until: Wait) -> AsyncIterator[Any]:
+    """The model m, and another in its place that loads until `open` is called and its answer is awaited."""
+    gate = tmp_path / "gate"
+    slow = f"""
+        import os, time
+
+        def handle(data, context):
+            while not os.path.exists({str(gate)!r}):
+                time.sleep(0.005)
+            return data and ["new"] * len(data)
+    """
+    folder = inline.store.folder / "slow"
+    folder.mkdir()
+    (folder / "service.py").write_text(textwrap.dedent(slow))
+    await inline.load("echo", "m")
+    options = LoadOptions(url="slow", name="m", handler="service:handle", replace=True)
+    task = begin(inline.engine.load(options))
+    await wait_until(lambda: inline.engine._replacements)
+    yield SimpleNamespace(task=task, open=gate.touch)
+    gate.touch()
+
+
+async def test_a_model_that_is_unloaded_while_its_replacement_loads_stays_unloaded(
+    inline: Bench, replacing: Any
+) -> None:
+    await inline.engine.unload("m")
+    replacing.open()
+    with pytest.raises(ModelNotFound):
+        await replacing.task
+    assert inline.engine.models() == []
+
+
+async def test_a_replacement_has_the_workers_that_its_predecessor_got_meanwhile(
+    inline: Bench, ask: Ask, replacing: Any
+) -> None:
+    await inline.engine.scale("m", 3, 3)
+    replacing.open()
+    await replacing.task
+    assert len(inline.engine.describe("m").workers) == 3
+    assert body(await inline.engine.infer(ask("m"))) == b"new"
+
+
+async def test_closing_does_not_wait_for_a_replacement_that_loads(inline: Bench, replacing: Any) -> None:
+    begun = time.monotonic()
+    await inline.engine.close(drain_s=20)
+    assert time.monotonic() - begun < 10
+    with pytest.raises(ModelNotReady):
+        await replacing.task
+
+
+async def test_a_start_up_model_stays_one_through_an_update(inline: Bench) -> None:
+    await inline.engine.start([inline.options("echo", at_startup=True)], lambda name, error: None)
+    await inline.load("echo", version="2", set_default=True)
+    await inline.engine.unload("echo", "1")
+    assert inline.engine.startup_models() == {"echo"}
+    await inline.load("echo", version="2", replace=True)
+    assert inline.engine.startup_models() == {"echo"}
+    await inline.engine.unload("echo")
+    assert inline.engine.startup_models() == set()
+
+
+async def test_the_default_goes_to_a_version_that_can_answer(inline: Bench) -> None:
+    for version, workers in (("1", 1), ("2", 1), ("3", 0)):
+        await inline.load("echo", version=version, workers=workers)
+    await inline.engine.unload("echo", "1")
+    assert inline.engine.describe("echo").spec.version == "2"
+
+
+async def test_slow_downloads_keep_no_model_of_the_store_waiting(
+    inline: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, over = MarRepository.read, threading.Event()
+
+    def slowly(self: MarRepository, options: LoadOptions) -> ModelSpec:
+        if "://" in options.url:
+            over.wait(10)
+        return read(self, options)
+
+    monkeypatch.setattr(MarRepository, "read", slowly)
+    slow = [begin(inline.engine.load(LoadOptions(url=f"http://h/{n}.mar"))) for n in range(20)]
+    assert (await inline.load("echo")).state is VersionState.READY
+    over.set()
+    await asyncio.gather(*slow, return_exceptions=True)
 
 
 async def test_a_folder_of_the_store_is_never_deleted(inline: Bench) -> None:

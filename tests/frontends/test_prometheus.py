@@ -285,3 +285,18 @@ async def test_the_memory_of_a_worker_is_that_of_its_process(processes: Any) -> 
     page = Page(response)
     assert page("mms_worker_resident_memory_bytes", model="echo", version="1", worker="W-echo-0") > 1_000_000
     assert page("process_resident_memory_bytes") > 1_000_000
+
+
+async def test_however_many_scrape_a_page_is_made_once_in_a_while(inline, monkeypatch):
+    snapshots = []
+    taken = inline.engine.metrics
+    monkeypatch.setattr(inline.engine, "metrics", lambda: snapshots.append(1) or taken())
+    page = Prometheus(inline.engine, reuse_s=60)
+    asked = [page.handle(HttpRequest("GET", "/metrics"), ["metrics"]) for _ in range(10)]
+    answers = await asyncio.gather(*asked)
+    assert len({id(answer.body[0]) for answer in answers}) == 1
+    assert len(snapshots) == 1
+    page = Prometheus(inline.engine, reuse_s=0)
+    for _ in range(2):
+        await page.handle(HttpRequest("GET", "/metrics"), ["metrics"])
+    assert len(snapshots) == 3
