@@ -317,7 +317,8 @@ def _follow(receiving: int, server: subprocess.Popen[bytes], config: Config, sai
         raise _Exit(f"Model server was not started.\n{logs}", code)
     if server.returncode is None:
         text = f"Model server was not ready within {config.start_timeout_s:g} s and was ended."
-        raise _Exit(f"{text}\n{logs}", EXIT_START_TIMEOUT)
+        hint = "A model that takes longer needs a higher --start-timeout."
+        raise _Exit(f"{text}\n{hint}\n{logs}", EXIT_START_TIMEOUT)
     said = b"" if said_before is None else (config.log_location / _OUTPUT_FILE).read_bytes()[said_before:]
     last = said.decode("utf-8", "replace").splitlines()[-5:]
     text = f"Model server ended with exit code {server.returncode} while it started."

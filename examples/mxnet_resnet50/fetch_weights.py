@@ -246,7 +246,7 @@ def import_advice(module: str, err: Exception) -> str:
         return f"import {module} needs the system library {found[1]}: {advice}"
     if "has no attribute 'bool'" in str(err):
         return f"import {module} needs an older numpy: pip install 'numpy<1.24'"
-    return f"import {module} failed ({err}): pip install 'mms-lite[mxnet,weights]'"
+    return f"import {module} failed ({err}): pip install '../..[mxnet,weights]'"
 
 
 def port(recipe: Recipe, archive: Path) -> Path:

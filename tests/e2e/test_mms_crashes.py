@@ -87,7 +87,12 @@ async def test_unregistering_with_a_full_queue_answers_all_that_wait(serving: Si
         await manage(serving, "POST", "/models?url=echo.mar&model_name=full&initial_workers=1")
     ).status == 200
     waiting = [asyncio.create_task(post(serving, b"wait", target="/predictions/full")) for _ in range(15)]
-    while (await manage(serving, "GET", "/models/full")).json["metrics"]["waitingQueueSize"] < QUEUE - 1:
+
+    async def arrived() -> int:
+        counted = (await manage(serving, "GET", "/models/full")).json["metrics"]
+        return int(counted["waitingQueueSize"] + counted["requestsInFlight"] + counted["rejectedRequests"])
+
+    while await arrived() < len(waiting):
         await asyncio.sleep(0.01)
     unregistering = asyncio.create_task(manage(serving, "DELETE", "/models/full"))
     while (await manage(serving, "GET", "/models/full")).status == 200:

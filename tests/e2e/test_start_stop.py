@@ -410,6 +410,7 @@ async def test_a_model_that_hangs_while_it_loads_ends_the_start(site: Site) -> N
     assert result.returncode == 4
     assert result.stdout.splitlines() == [
         "Model server was not ready within 2 s and was ended.",
+        "A model that takes longer needs a higher --start-timeout.",
         f"Logs: {site.logs}",
     ]
     assert site.processes() == []
