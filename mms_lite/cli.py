@@ -118,6 +118,7 @@ def main() -> None:
     try:
         command.main(prog_name="mms-lite")
     except SystemExit as end:
+        logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
