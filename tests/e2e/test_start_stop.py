@@ -306,6 +306,7 @@ async def test_the_log_begins_with_what_the_server_is(site: Site) -> None:
     site.handler("echo", ECHO)
     site.configure()
     await site.start()
+    await site.stop()  # lines are gathered for a moment before they are written
 
     lines = [line.partition(" - ")[2] for line in site.log().splitlines()]
 
