@@ -336,6 +336,20 @@ async def test_all_of_a_store_that_is_not_there_is_told(site: Site) -> None:
     assert "Note: Model store path is not found: nowhere" in (await site.start()).splitlines()
 
 
+async def test_a_hangup_ends_a_server_in_the_foreground_only(site: Site, wait_until: Wait) -> None:
+    site.handler("echo", ECHO)
+    site.configure()
+    await site.start()
+    site.server.send_signal(signal.SIGHUP)
+    await echoes(site)
+    await site.stop()
+    process = site.foreground()
+    await wait_until(lambda: "Model server started." in site.printed(), "the server to be ready", 30)
+    process.send_signal(signal.SIGHUP)
+    assert await asyncio.to_thread(process.wait, 20) == 0
+    assert site.processes() == []
+
+
 async def test_a_second_signal_ends_at_once(site: Site, wait_until: Wait) -> None:
     site.handler("gate", GATE)
     site.configure()
