@@ -1,6 +1,7 @@
 """Keys and certificates that tests make for themselves, and what a client needs to trust them."""
 
 import datetime
+import ipaddress
 import ssl
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Pair:
             if kind == "ec"
             else rsa.generate_private_key(public_exponent=65537, key_size=2048)
         )
+        is_address = name[:1].isdigit()
+        alternative = x509.IPAddress(ipaddress.ip_address(name)) if is_address else x509.DNSName(name)
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.timezone.utc)
         self.certificate = (
@@ -39,7 +42,7 @@ class Pair:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))
             .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .sign(self.key if issuer is None else issuer.key, hashes.SHA256())
         )

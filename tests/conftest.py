@@ -5,7 +5,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -84,6 +85,18 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def put(self, url: str, files: Mapping[str, str]) -> None:
+        """Write a model of these files: a zip if `url` has a suffix, else a folder."""
+        target = self.folder / url
+        if target.suffix:
+            with zipfile.ZipFile(target, "w") as archive:
+                for name, text in files.items():
+                    archive.writestr(name, text)
+            return
+        for name, text in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_text(text)
 
     def add(self, handler: str, name: str | None = None) -> Path:
         """Make a model folder with one handler of tests/handlers as service.py; return it."""

@@ -33,19 +33,6 @@ Bench = Any
 Send = Callable[..., "asyncio.Task[InferResponse]"]
 
 
-@pytest.fixture
-def launcher() -> ScriptedLauncher:
-    return ScriptedLauncher()
-
-
-@pytest.fixture
-def send(ask: Ask) -> Send:
-    def submit(model: Model, body: bytes = b"hello", **fields: Any) -> "asyncio.Task[InferResponse]":
-        return begin(model.submit(ask("m", body, **fields)).answer())
-
-    return submit
-
-
 async def loaded(make_model: Make, launcher: ScriptedLauncher, **fields: Any) -> tuple[Model, ScriptedWorker]:
     model = make_model(launcher, **fields)
     await model.scale(1, 1)

@@ -35,21 +35,6 @@ Wait = Callable[..., Any]
 T = TypeVar("T")
 
 
-@pytest.fixture
-def launcher() -> ScriptedLauncher:
-    return ScriptedLauncher()
-
-
-@pytest.fixture
-def send(ask: Ask) -> Callable[..., "asyncio.Task[InferResponse]"]:
-    """Submit a request to a model and return the task that awaits its answer."""
-
-    def submit(model: Model, body: bytes = b"hello", **fields: Any) -> "asyncio.Task[InferResponse]":
-        return begin(model.submit(ask("m", body, **fields)).answer())
-
-    return submit
-
-
 Send = Callable[..., "asyncio.Task[InferResponse]"]
 
 

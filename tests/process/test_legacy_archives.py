@@ -7,7 +7,6 @@ import asyncio
 import json
 import re
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,6 @@ Bench = Any
 LEGACY = Path(__file__).parent.parent / "handlers" / "legacy"
 FILES = {path.name: path.read_text() for path in LEGACY.iterdir() if path.is_file()}
 MANIFEST = json.loads(FILES["MANIFEST.json"])
-
-
-def put(bench: Bench, url: str, files: dict[str, str]) -> None:
-    """Put a model into the store: a zip if `url` has a suffix, else a folder."""
-    target = bench.store.folder / url
-    if target.suffix:
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, text in files.items():
-                archive.writestr(name, text)
-        return
-    for name, text in files.items():
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (target / name).write_text(text)
 
 
 def manifest(**model: str | None) -> str:
@@ -60,7 +46,7 @@ async def test_a_service_of_0_x_is_served_from_every_layout(
 ) -> None:
     files = {folder + ("x" if each == "MANIFEST.json" else each): text for each, text in FILES.items()}
     files[folder + name] = files.pop(f"{folder}x")
-    put(processes, url, files)
+    processes.store.put(url, files)
     status = await processes.engine.load(LoadOptions(url=url))
     assert (status.spec.name, status.spec.version, status.spec.handler) == (
         "old_net",
@@ -86,7 +72,7 @@ async def test_a_service_of_0_x_is_served_from_every_layout(
 async def test_what_was_unpacked_of_a_legacy_archive_is_deleted_with_the_model(
     processes: Bench, folder: str
 ) -> None:
-    put(processes, "old.mar", {folder + name: text for name, text in FILES.items()})
+    processes.store.put("old.mar", {folder + name: text for name, text in FILES.items()})
     before = set(processes.work.iterdir())
     await processes.engine.load(LoadOptions(url="old.mar"))
     assert set(processes.work.iterdir()) != before
@@ -95,7 +81,7 @@ async def test_what_was_unpacked_of_a_legacy_archive_is_deleted_with_the_model(
 
 
 async def test_a_service_of_0_x_answers_every_request_of_a_batch(processes: Bench, ask: Ask) -> None:
-    put(processes, "old.mar", FILES)
+    processes.store.put("old.mar", FILES)
     await processes.engine.load(LoadOptions(url="old.mar", batch_size=2, max_batch_delay_ms=1_000))
     asked = [begin(processes.engine.infer(ask("old_net", each))) for each in ("a", "b")]
     assert [json.loads(body(await asyncio.wait_for(each, 10)))["data"] for each in asked] == ["a", "b"]
@@ -136,12 +122,12 @@ class Service:
 async def test_a_legacy_archive_may_hold_any_kind_of_service(
     processes: Bench, ask: Ask, source: str, expected: Any
 ) -> None:
-    put(processes, "old.mar", {**FILES, "old_service.py": source})
+    processes.store.put("old.mar", {**FILES, "old_service.py": source})
     assert await answer(processes, ask, "old.mar") == expected
 
 
 async def test_a_service_may_be_named_without_its_suffix(processes: Bench, ask: Ask) -> None:
-    put(processes, "old.mar", {**FILES, "MANIFEST.json": manifest(Service="old_service")})
+    processes.store.put("old.mar", {**FILES, "MANIFEST.json": manifest(Service="old_service")})
     assert (await answer(processes, ask, "old.mar"))["data"] == "photo"
 
 
@@ -162,7 +148,7 @@ async def test_a_service_may_be_named_without_its_suffix(processes: Bench, ask: 
 async def test_a_legacy_manifest_that_cannot_be_used_is_an_invalid_archive(
     processes: Bench, url: str, folder: str, text: str, message: str
 ) -> None:
-    put(processes, url, {folder + "MANIFEST.json": text, folder + "old_service.py": FUNCTION})
+    processes.store.put(url, {folder + "MANIFEST.json": text, folder + "old_service.py": FUNCTION})
     with pytest.raises(InvalidArchive, match=f"^{re.escape(message)}"):
         await processes.engine.load(LoadOptions(url=url, name="m", handler="old_service:handle"))
 
@@ -180,7 +166,9 @@ async def test_a_legacy_manifest_that_cannot_be_used_is_an_invalid_archive(
 async def test_a_legacy_service_that_cannot_be_loaded_says_why(
     processes: Bench, change: dict[str, str | None], message: str
 ) -> None:
-    put(processes, "old.mar", {name: text for name, text in {**FILES, **change}.items() if text is not None})
+    processes.store.put(
+        "old.mar", {name: text for name, text in {**FILES, **change}.items() if text is not None}
+    )
     with pytest.raises(LoadError, match=re.escape(message)):
         await processes.engine.load(LoadOptions(url="old.mar"))
 
@@ -188,8 +176,8 @@ async def test_a_legacy_service_that_cannot_be_loaded_says_why(
 async def test_todays_manifest_counts_where_an_archive_has_both(processes: Bench, ask: Ask) -> None:
     today = {"model": {"modelName": "new", "handler": "new_service"}}
     source = "def handle(data, context): return data and [context.manifest]"
-    put(
-        processes, "both.mar", {**FILES, "MAR-INF/MANIFEST.json": json.dumps(today), "new_service.py": source}
+    processes.store.put(
+        "both.mar", {**FILES, "MAR-INF/MANIFEST.json": json.dumps(today), "new_service.py": source}
     )
     await processes.engine.load(LoadOptions(url="both.mar"))
     assert json.loads(body(await processes.engine.infer(ask("new")))) == today

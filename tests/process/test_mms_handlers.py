@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,19 +31,6 @@ import sys
 def handle(data, context):
     return data and [{"manifest": context.manifest, "file": __file__, "python": sys.executable}]
 """
-
-
-def put(bench: Bench, url: str, files: dict[str, str]) -> None:
-    """Put a model into the store: a zip if `url` has a suffix, else a folder."""
-    target = bench.store.folder / url
-    if target.suffix:
-        with zipfile.ZipFile(target, "w") as archive:
-            for name, text in files.items():
-                archive.writestr(name, text)
-        return
-    target.mkdir()
-    for name, text in files.items():
-        (target / name).write_text(text)
 
 
 async def ask_json(bench: Bench, request: InferRequest) -> Any:
@@ -139,7 +125,7 @@ async def test_a_prediction_exception_of_mms_service_chooses_message_and_status(
 ) -> None:
     source = "from mms.service import PredictionException\ndef handle(data, context):\n    "
     source += f"if data and data[0]['body'] != b'good': raise {raised}\n    return data and ['fine']"
-    put(processes, "m", {"service.py": source})
+    processes.store.put("m", {"service.py": source})
     await processes.engine.load(LoadOptions(url="m", name="m", handler="service:handle"))
     with pytest.raises(HandlerError) as caught:
         await asyncio.wait_for(processes.engine.infer(ask("m", "bad")), 10)
@@ -154,7 +140,7 @@ async def test_an_exit_or_interrupt_in_a_handler_ends_its_worker(
     processes: Bench, ask: Ask, still_serves: Any, raised: str, text: str
 ) -> None:
     source = f"def handle(data, context):\n    if data and data[0]['body'] != b'good': raise {raised}\n"
-    put(processes, "m", {"service.py": source + "    return data and ['fine']"})
+    processes.store.put("m", {"service.py": source + "    return data and ['fine']"})
     await processes.engine.load(LoadOptions(url="m", name="m", handler="service:handle"))
     with pytest.raises(WorkerDied, match=text):
         await asyncio.wait_for(processes.engine.infer(ask("m", "bad")), 10)
@@ -186,7 +172,7 @@ async def test_the_default_handler_serves_a_model_without_manifest(
     processes: Bench, ask: Ask, url: str, handler: str
 ) -> None:
     processes.defaults["handler"] = handler
-    put(processes, url, {"service.py": FACTS})
+    processes.store.put(url, {"service.py": FACTS})
     status = await processes.engine.load(LoadOptions(url=url, name="m"))
     assert status.spec.handler == handler
     told = await ask_json(processes, ask("m"))
@@ -206,7 +192,7 @@ async def test_the_request_names_the_handler_before_the_manifest_before_the_conf
 ) -> None:
     processes.defaults["handler"] = "default:handle"
     files = {f"{name}.py": FACTS for name in ("asked", "named", "default")}
-    put(processes, "m.mar", {**files, "MAR-INF/MANIFEST.json": json.dumps({"model": manifest})})
+    processes.store.put("m.mar", {**files, "MAR-INF/MANIFEST.json": json.dumps({"model": manifest})})
     await processes.engine.load(LoadOptions(url="m.mar", handler=handler))
     told = await ask_json(processes, ask("m"))
     assert Path(told["file"]).stem == winner
@@ -214,7 +200,7 @@ async def test_the_request_names_the_handler_before_the_manifest_before_the_conf
 
 
 async def test_without_any_handler_a_model_is_refused(processes: Bench) -> None:
-    put(processes, "plain", {"service.py": FACTS})
+    processes.store.put("plain", {"service.py": FACTS})
     with pytest.raises(InvalidArchive, match=r"^Model handler is not defined\.$"):
         await processes.engine.load(LoadOptions(url="plain", name="m"))
 
@@ -243,7 +229,7 @@ async def test_the_default_handler_may_be_a_file_anywhere_as_in_sagemaker_contai
     processes: Bench, ask: Ask, outside: Path, suffix: str, function: str
 ) -> None:
     processes.defaults["handler"] = f"{outside}/model_handler{suffix}{function}"
-    put(processes, "plain", {"weights.bin": ""})
+    processes.store.put("plain", {"weights.bin": ""})
     await processes.engine.load(LoadOptions(url="plain", name="m"))
     assert await ask_json(processes, ask("m")) == ["beside", str(outside / "model_handler.py")]
 
@@ -254,14 +240,14 @@ async def test_the_default_handler_may_be_an_installed_module_with_one_class(
     environ = {**os.environ, "PYTHONPATH": str(outside)}
     processes.launcher = ProcessLauncher(max_frame_bytes=1 << 20, environ=environ)
     processes.defaults["handler"] = "a_package.handler_service"
-    put(processes, "plain", {"weights.bin": ""})
+    processes.store.put("plain", {"weights.bin": ""})
     status = await processes.engine.load(LoadOptions(url="plain", name="m"))
     assert await ask_json(processes, ask("m")) == ["a_package.handler_service", status.spec.path]
 
 
 async def test_a_default_handler_that_is_not_there_is_a_load_error(processes: Bench, tmp_path: Path) -> None:
     processes.defaults["handler"] = f"{tmp_path}/no_handler.py:handle"
-    put(processes, "plain", {"weights.bin": ""})
+    processes.store.put("plain", {"weights.bin": ""})
     with pytest.raises(LoadError, match="'no_handler' is neither in the archive nor installed"):
         await processes.engine.load(LoadOptions(url="plain", name="m"))
 
@@ -269,8 +255,8 @@ async def test_a_default_handler_that_is_not_there_is_a_load_error(processes: Be
 async def test_a_handler_may_lie_in_a_folder_and_be_named_without_a_function(
     processes: Bench, ask: Ask
 ) -> None:
-    put(processes, "m", {})
-    put(processes, "m/code", {"service.py": FACTS})
+    processes.store.put("m", {})
+    processes.store.put("m/code", {"service.py": FACTS})
     await processes.engine.load(LoadOptions(url="m", name="m", handler="code/service.py"))
     assert (await ask_json(processes, ask("m")))["file"].endswith("/m/code/service.py")
 
@@ -281,11 +267,11 @@ async def test_modules_are_looked_for_beside_the_handler_then_on_the_users_path_
     environ = {**os.environ, "PYTHONPATH": str(outside), "MXNET_USE_OPERATOR_TUNING": "2"}
     processes.launcher = ProcessLauncher(max_frame_bytes=1 << 20, environ=environ)
     names = ("one", "beside", "three")
-    put(processes, "m", {f"{name}.py": "WORD = 'in the model'" for name in names})
+    processes.store.put("m", {f"{name}.py": "WORD = 'in the model'" for name in names})
     source = f"import os, {', '.join(names)}\ndef handle(data, context):\n"
     source += "    words = [one.WORD, beside.WORD, three.WORD, os.environ['MXNET_USE_OPERATOR_TUNING']]\n"
-    put(
-        processes, "m/code", {"service.py": source + "    return data and [words]", "one.py": "WORD = 'here'"}
+    processes.store.put(
+        "m/code", {"service.py": source + "    return data and [words]", "one.py": "WORD = 'here'"}
     )
     await processes.engine.load(LoadOptions(url="m", name="m", handler="code/service.py:handle"))
     assert await ask_json(processes, ask("m")) == ["here", "beside", "in the model", "2"]
@@ -313,7 +299,7 @@ def command(folder: Path, name: str, runs: str) -> None:
 
 def archive_for(bench: Bench, runtime: str) -> None:
     manifest = {"runtime": runtime, "model": {"modelName": "m", "handler": "service:handle"}}
-    put(bench, "m.mar", {"service.py": FACTS, "MAR-INF/MANIFEST.json": json.dumps(manifest)})
+    bench.store.put("m.mar", {"service.py": FACTS, "MAR-INF/MANIFEST.json": json.dumps(manifest)})
 
 
 @pytest.mark.parametrize("runtime", ["python2", "python3"])
