@@ -42,6 +42,7 @@ _BOOT = (
     "import sys; del sys.argv[1]; sys.path[:] = [p for p in sys.path if p] + [{!r}];"
     " from mms_lite.cli import main; main()"
 )
+# MMS's own, looser reading of what its `--models` takes without a store; the repository reads them later.
 _NEEDS_NO_STORE = re.compile(r"(.+=)?https?://.+|ALL", re.IGNORECASE)
 
 
@@ -242,7 +243,7 @@ def _start(loaded: LoadedConfig) -> None:
         _Exit: it is not, and why; the server has ended.
     """
     config = loaded.config
-    for note in (*loaded.notes, *_store_notes(config)):
+    for note in loaded.notes:
         click.echo(f"Note: {note}", err=True)
     output = None if _logs_to_stdout(config, background=True) else _open_output(config.log_location)
     said_before = output.tell() if output else 0
@@ -265,15 +266,6 @@ def _start(loaded: LoadedConfig) -> None:
     finally:
         if not ready:
             _end(server.pid, config.drain_timeout_s)
-
-
-def _store_notes(config: Config) -> Iterator[str]:
-    """Yield why ALL loads nothing, which is no error in MMS."""
-    if config.load_models.strip().upper() == "ALL":
-        if config.model_store is None:
-            yield "Model store is not configured."
-        elif not config.model_store.is_dir():
-            yield f"Model store path is not found: {config.model_store}"
 
 
 def _open_output(folder: Path) -> BinaryIO:

@@ -298,7 +298,7 @@ class Server:
         try:
             return models.all()
         except ModelNotFound as error:
-            _log.warning("%s", error.message)
+            self._note(error.message)
             return []
 
 

@@ -208,8 +208,10 @@ async def test_all_models_of_no_store_are_none(
     running.start(load_models="all", model_store=store)
 
     await wait_until(lambda: "ready" in running.kinds(), "the server to be ready")
-    assert running.kinds() == ["listening", "ready"]
-    assert ("Model store path is not found" if missing else "Model store is not configured") in caplog.text
+    assert running.kinds() == ["listening", "note", "ready"]
+    why = "Model store path is not found" if missing else "Model store is not configured"
+    assert why in caplog.text
+    assert why in running.event("note")["message"]
 
 
 async def test_a_signal_while_models_load_ends_it_well(

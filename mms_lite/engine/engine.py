@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry
+from mms_lite.engine.repository.allow_list import is_remote
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
 from mms_lite.metrics import Snapshot, VersionMetrics
@@ -125,14 +126,14 @@ class Engine:
         if options.wait:
             await starting
         else:
-            self._background(self._logged(starting, model.spec.name))
+            self._background(starting)
         return self._status(model)
 
     async def _register(self, options: LoadOptions, turn: _Turn | None) -> tuple[Model, bool]:
         """Read a model and enter its name, unless it is to take the place of one that has it; tell which."""
         self._check_open()
         loop = asyncio.get_running_loop()
-        readers = self._fetchers if "://" in options.url else self._readers
+        readers = self._fetchers if is_remote(options.url) else self._readers
         spec = await loop.run_in_executor(readers, self._repository.read, options)
         try:
             for earlier in turn.earlier if turn is not None else ():
@@ -331,10 +332,13 @@ class Engine:
             self._check_open()
             old = self._registry.swap(model)
         except BaseException as error:
-            if isinstance(error, ServingError):
-                _log.warning("Failed to load model: %s: %s", spec.name, error.message)
             await self._discard(model, 0.0)
-            raise
+            if not isinstance(error, ServingError):
+                raise
+            _log.warning("Failed to load model: %s: %s", spec.name, error.message)
+            if options.wait:
+                raise
+            return
         finally:
             self._replacements.discard(model)
         if options.set_default:

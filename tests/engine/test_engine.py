@@ -651,6 +651,23 @@ async def test_a_replacement_has_the_workers_that_its_predecessor_got_meanwhile(
     assert body(await inline.engine.infer(ask("m"))) == b"new"
 
 
+async def test_a_replacement_that_fails_in_the_background_is_logged_once(
+    inline: Bench, ask: Ask, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    await inline.load("echo", "m")
+    inline.store.add("bad_init")
+    options = LoadOptions(url="bad_init", name="m", handler="service:handle", replace=True, wait=False)
+    await inline.engine.load(options)
+    await wait_until(lambda: not inline.engine._tasks)
+    told = [
+        record.getMessage() for record in caplog.records if "the weights are missing" in record.getMessage()
+    ]
+    assert [line for line in told if line.startswith(("Model ", "Failed "))] == [
+        "Failed to load model: m: RuntimeError: the weights are missing"
+    ]
+    assert body(await inline.engine.infer(ask("m"))) == b"hello"
+
+
 async def test_closing_does_not_wait_for_a_replacement_that_loads(inline: Bench, replacing: Any) -> None:
     begun = time.monotonic()
     await inline.engine.close(drain_s=20)

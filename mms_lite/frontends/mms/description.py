@@ -47,7 +47,7 @@ _ALWAYS = (400, 408, 413, 500, 503)  # whatever is asked: it is not HTTP, comes 
 _PREDICTION = (404, 504, 507)
 _MANAGEMENT = (401, 403)
 
-_REGISTER = (
+REGISTER = (
     _Field("url", "string", "Required. Archive or folder in the model store, or an allowed http(s) address."),
     _Field("model_name", "string", "Name of the model; else the archive's."),
     _Field("version", "string", 'Version of the model; else the archive\'s, else "1".'),
@@ -64,7 +64,7 @@ _REGISTER = (
     _Field("set_default", "boolean", "Let this version answer requests that name none.", False),
     _Field("sha256", "string", "SHA-256 that the archive must have, in hexadecimal."),
 )
-_SCALE = (
+SCALE = (
     _Field("min_worker", "integer", "Workers to have at least.", 1),
     _Field("max_worker", "integer", "Workers to have at most; else as min_worker."),
     _Field("synchronous", "boolean", "Answer when the workers are there, not before.", False),
@@ -118,7 +118,7 @@ def _error(status: int, description: str) -> _Json:
 
 _STATUS = _reference("schemas", "Status")
 _ANY_DOCUMENT = {"200": _answer("An OpenAPI 3.0.1 document.", {"type": "object"})}
-_SCALED = {
+SCALED = {
     "200": _answer("The workers are ready.", _STATUS),
     "202": _answer("The workers are on their way.", _STATUS),
     "210": _answer("Fewer workers than asked for are ready.", _STATUS),
@@ -341,24 +341,24 @@ def _model(suffix: str, what: str, path: list[_Json], query: list[_Json]) -> _Js
         "put": _manage(
             f"setAutoScale{suffix}",
             f"Set the number of workers of {what}.",
-            _SCALED,
+            SCALED,
             *(404, 507),
-            parameters=[*path, *_query(_SCALE)],
+            parameters=[*path, *_query(SCALE)],
         ),
         "delete": _manage(f"unregisterModel{suffix}", f"Unregister {removed}.", gone, 404, parameters=path),
     }
 
 
 def _register() -> _Json:
-    properties = {field.name: _schema(field) for field in _REGISTER}
+    properties = {field.name: _schema(field) for field in REGISTER}
     schema = {"type": "object", "required": ["url"], "properties": properties}
     return _manage(
         "registerModel",
         "Register a model, or a version of one.",
-        {**_SCALED, "200": _answer("It is registered, and its workers, if it has any, are ready.", _STATUS)},
+        {**SCALED, "200": _answer("It is registered, and its workers, if it has any, are ready.", _STATUS)},
         *(404, 409, 507),
         description="Parameters are in the query or in a JSON body, which makes the query ignored.",
-        parameters=_query(_REGISTER),
+        parameters=_query(REGISTER),
         requestBody={"content": {"application/json": {"schema": schema}}},
     )
 

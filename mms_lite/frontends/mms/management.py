@@ -15,15 +15,14 @@ from mms_lite.errors import InvalidRequest
 from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.mms.answers import json_response, method_not_allowed
 from mms_lite.frontends.mms.body import content_type, read_json
+from mms_lite.frontends.mms.description import REGISTER, SCALE
 from mms_lite.types import MMS_BATCH_DELAY_MS, LoadOptions, ModelStatus, WorkerState, WorkerStatus
 
 _MAX_PAGE = 100
 _RUNNING = (WorkerState.READY, WorkerState.BUSY)
-_REGISTER = (
-    "url", "model_name", "handler", "runtime", "batch_size", "max_batch_delay", "initial_workers",
-    "synchronous", "response_timeout", "preload_model", "version", "replace", "set_default", "sha256",
-)  # fmt: skip
-_SCALE = ("min_worker", "max_worker", "number_gpu", "timeout", "synchronous")
+# What is documented, and what MMS takes too, but has no effect.
+_REGISTER = (*(each.name for each in REGISTER), "preload_model")
+_SCALE = (*(each.name for each in SCALE), "number_gpu", "timeout")
 _WORKER_STATUS = {
     WorkerState.STARTING: "LOADING",
     WorkerState.BACKOFF: "LOADING",

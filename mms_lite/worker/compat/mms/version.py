@@ -1,3 +1,5 @@
 """mms.version: the version of MMS whose behaviour handlers see."""
 
-__version__ = "1.1.11"
+from mms_lite.worker.handler import MMS_VERSION as __version__
+
+__all__ = ["__version__"]
