@@ -30,6 +30,30 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model says of one of its inputs or outputs.
+
+    `datatype` is a KServe v2 name. In `shape` -1 stands for any length; None is a shape of any rank.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        shape = "[...]" if self.shape is None else f"[{','.join(map(str, self.shape))}]"
+        return f"{self.name} {self.datatype} {shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives as tensors; both are empty where a handler takes raw bodies only."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class InferRequest:
     """One client's question. `deadline` is in `time.monotonic()` seconds, or None for no limit."""
 
@@ -152,6 +176,7 @@ class WorkerStatus:
 class ModelStatus:
     """What `describe` tells of one version of a model. `detail` says why it is FAILED.
 
+    `signature` is what the model said when it was loaded, empty before and for handlers of raw bodies.
     `answered` and `refused` count requests since the version, or what it replaced, was loaded; `refused` are
     those that no worker was given.
     """
@@ -165,3 +190,4 @@ class ModelStatus:
     in_flight: int
     answered: int
     refused: int
+    signature: Signature = Signature()

@@ -14,7 +14,7 @@ from typing import Any
 
 from mms_lite.errors import InvalidRequest, ServingError, from_wire
 from mms_lite.transport import Buffer, Frame, ProtocolError
-from mms_lite.types import InferRequest, Tensor
+from mms_lite.types import InferRequest, Signature, Tensor, TensorSpec
 
 _COUNT = struct.Struct("!I")
 _JOB = struct.Struct(
@@ -264,6 +264,31 @@ def decode_json(frame: Frame) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(f"malformed {frame.kind.name} frame: not an object")
     return value
+
+
+def encode_signature(signature: Signature) -> dict[str, Any]:
+    """Return what a LOADED frame says of a model's inputs and outputs."""
+    sides = {"inputs": signature.inputs, "outputs": signature.outputs}
+    return {side: [[s.name, s.datatype, s.shape] for s in specs] for side, specs in sides.items()}
+
+
+def decode_signature(loaded: Mapping[str, Any]) -> Signature:
+    """Read what `encode_signature` wrote.
+
+    Raises:
+        ProtocolError: it is not that.
+    """
+    try:
+        sides = [
+            tuple(
+                TensorSpec(str(name), str(datatype), None if shape is None else tuple(map(int, shape)))
+                for name, datatype, shape in loaded.get(side, ())
+            )
+            for side in ("inputs", "outputs")
+        ]
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"malformed LOADED frame: {error}") from error
+    return Signature(sides[0], sides[1])
 
 
 def encode_ids(job_ids: Iterable[int]) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np  # noqa: F401 - tests that forget imports must not forget this one: it loads once only
 import psutil
 import pytest
 

@@ -132,6 +132,7 @@ class Model:
             in_flight=self._pool.in_flight,
             answered=sum(self.metrics.requests.values()),
             refused=sum(self.metrics.refusals.values()),
+            signature=self._pool.signature,
         )
 
     def _check(self) -> None:

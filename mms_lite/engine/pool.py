@@ -11,7 +11,7 @@ from mms_lite.engine.launcher import Channel, Launcher
 from mms_lite.engine.worker import Worker
 from mms_lite.errors import ModelNotReady, ServingError
 from mms_lite.transport import Frame
-from mms_lite.types import ModelSpec, WorkerState, WorkerStatus
+from mms_lite.types import ModelSpec, Signature, WorkerState, WorkerStatus
 from mms_lite.wire import Item, Outcome
 
 Call = Callable[[Item], Awaitable[Outcome]]
@@ -32,6 +32,7 @@ class WorkerPool:
         self.spec = spec
         self.queue = queue
         self.call = call
+        self.signature = Signature()  # what the workers said when they had loaded the model
         self._launcher = launcher
         self._cores = cores
         self._workers: list[Worker] = []

@@ -22,7 +22,9 @@ from mms_lite.engine.batch import BackendLog, Batch
 from mms_lite.engine.batcher import Job
 from mms_lite.engine.launcher import Channel, Exit
 from mms_lite.errors import (
+    BackendMissing,
     DeadlineExceeded,
+    InvalidArchive,
     InvalidRequest,
     LoadError,
     OutOfMemory,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from mms_lite.engine.pool import WorkerPool
 
 BOOT_ATTEMPTS = 3
+_FOR_GOOD = (InvalidArchive, BackendMissing)  # another attempt would end the same
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 _AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
@@ -162,7 +165,7 @@ class Worker:
                 self.settled.set()
                 await self._serve()
             else:
-                self._boots_failed += 1
+                self._boots_failed = BOOT_ATTEMPTS if isinstance(error, _FOR_GOOD) else self._boots_failed + 1
                 self.failure = error
                 _log.warning("%s did not start: %s", self.name, error.message)
                 if self._boots_failed >= BOOT_ATTEMPTS:
@@ -192,6 +195,7 @@ class Worker:
         if self._loaded.done():
             reported = self._loaded.result().get("error")
             if reported is None:
+                self._pool.signature = wire.decode_signature(self._loaded.result())
                 self._log_load(time.monotonic() - begin)
                 return None
             error: ServingError = from_wire(reported)

@@ -6,29 +6,28 @@ One bad item fails alone: when a batch fails, each of its items is run once by i
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import itertools
 import json
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from mms_lite.errors import HandlerError, InvalidRequest, LoadError, OutOfMemory, ServingError
+from mms_lite.errors import HandlerError, InvalidRequest, OutOfMemory, ServingError
 from mms_lite.types import BYTES, InferRequest, Tensor
 from mms_lite.wire import Item, Outcome
+from mms_lite.worker import entry
 from mms_lite.worker.context import Context, PredictionException
+from mms_lite.worker.entry import Entry
 
 _RESCUES_BEFORE_WARNING = 3
 MMS_VERSION = "1.1.11"  # the version of MMS whose behaviour handlers see
 
 Started = Callable[[Iterable[int]], None]
 Emit = Callable[[Sequence[Outcome]], None]
-Entry = Callable[[Any, Context], Any]
 
 
 def load(settings: dict[str, Any]) -> MmsHandler:
@@ -38,108 +37,31 @@ def load(settings: dict[str, Any]) -> MmsHandler:
         LoadError: the entry point cannot be found.
         Exception: whatever the user's code raises.
     """
-    path, handler = settings["path"], settings["handler"]
     context = Context(
-        settings["name"], path, settings["manifest"], settings["batch_size"], settings["device"], MMS_VERSION
+        settings["name"],
+        settings["path"],
+        settings["manifest"],
+        settings["batch_size"],
+        settings["device"],
+        MMS_VERSION,
     )
-    module = _import(handler.partition(":")[0], path)
     return MmsHandler(
-        _entry_point(module, handler, context),
+        entry.find(settings["handler"], context),
         context,
-        module,
-        name=handler,
+        name=settings["handler"],
         isolate=settings["isolate_failures"],
         decode=settings["decode_input_request"],
     )
 
 
-def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:
-    """Find the entry and load the model (MMS: `module[:function]`, or the module's one class)."""
-    function = handler.partition(":")[2] or "handle"
-    cls = _legacy_class(module) if _is_legacy(context.manifest) else None
-    if cls is not None:
-        properties = context.system_properties
-        service = cls(context.model_name, properties["model_dir"], context.manifest, properties["gpu_id"])
-    else:
-        entry = getattr(module, function, None)
-        if entry is not None and not inspect.isclass(entry):
-            entry(None, context)  # MMS's convention: a first call without data loads the model
-            return entry  # type: ignore[no-any-return]
-        cls = entry if entry is not None else _only_class(module, handler, function)
-        service = cls()
-    for method in ("initialize", "handle"):
-        if not callable(getattr(service, method, None)):
-            raise LoadError(f"class {cls.__name__} of handler {handler} has no method {method!r}")
-    service.initialize(context)
-    return service.handle  # type: ignore[no-any-return]
-
-
-def _is_legacy(manifest: Any) -> bool:
-    """Tell a manifest of MMS 0.x, whose keys are capitalised."""
-    return manifest is not None and "Model" in manifest and "model" not in manifest
-
-
-def _legacy_class(module: ModuleType) -> Any:
-    """Return the module's first class, by name as in MMS, that is a service of MMS 0.x; None without one."""
-    bases = sys.modules.get("mms.model_service.model_service")  # imported if one is derived from it
-    services = [cls for cls in _own_classes(module) if bases and issubclass(cls, bases.ModelService)]
-    return min(services, key=lambda cls: cls.__name__, default=None)
-
-
-def _own_classes(module: ModuleType) -> list[type]:
-    own = [v for v in vars(module).values() if inspect.isclass(v) and v.__module__ == module.__name__]
-    return list(dict.fromkeys(own))
-
-
-def _only_class(module: ModuleType, handler: str, function: str) -> Any:
-    own = _own_classes(module)
-    if len(own) != 1:
-        names = ", ".join(sorted(c.__name__ for c in own)) or "none"
-        raise LoadError(
-            "Expected only one class in custom service code or a function entry point: "
-            f"{handler} has no function {function!r}, and these classes: {names}"
-        )
-    return own[0]
-
-
-def _import(file: str, path: str) -> ModuleType:
-    """Import a handler's module: its file in the model's folder if there is one, else by name."""
-    stem = file[:-3] if file.endswith(".py") else file
-    name = stem.replace("\\", "/").rsplit("/", 1)[-1]
-    source = os.path.join(path, stem + ".py")
-    if not os.path.isfile(source):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise LoadError(
-                f"the handler's module {name!r} is neither in the archive nor installed"
-            ) from error
-    if name in sys.modules:
-        name = f"handler_{name}"  # a model may name its file as the standard library names a module
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise LoadError(f"the handler {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]  # as an import statement would
-        raise
-    return module
-
-
 class MmsHandler:
     """A loaded model with MMS's calling convention: a list of dicts in, a list as long out."""
 
-    def __init__(
-        self, entry: Entry, context: Context, module: ModuleType, *, name: str, isolate: bool, decode: bool
-    ) -> None:
-        self._entry = entry
+    def __init__(self, entry: Entry, context: Context, *, name: str, isolate: bool, decode: bool) -> None:
+        self.signature = entry.signature
+        self._call_entry = entry.call
         self._context = context
-        self._module = module
+        self._module = entry.module
         self._name = name
         self._isolate = isolate
         self._decode = decode
@@ -178,7 +100,9 @@ class MmsHandler:
 
     def close(self) -> None:
         """Let go of the model, so that its destructors run while they can still log."""
-        del self._entry
+        del self._call_entry
+        if self._module.__name__.startswith("mms_lite."):  # not the model's own, and shared by threads
+            return
         names = vars(self._module)
         # Last things first: what a destructor uses stands above it.
         for name in [name for name in reversed(names) if name != "logging" and not name.startswith("__")]:
@@ -226,11 +150,13 @@ class MmsHandler:
                 f"returned a list of {len(result)} for a batch of {len(items)}",
             )
         context.metrics.add_time("PredictionTime", round(took_ms, 2))
-        return [self._outcome(index, items[index].job_id, value) for index, value in enumerate(result)]
+        return [self._outcome(index, items[index], value) for index, value in enumerate(result)]
 
     def _call(self, data: list[dict[str, Any]]) -> Any:
         try:
-            return self._entry(data, self._context)
+            return self._call_entry(data, self._context)
+        except ServingError:  # of a ready-made handler, or one derived from it
+            raise
         except PredictionException as error:
             message = "Prediction failed" if error.message is None else str(error.message)
             raise HandlerError(message, status=_status(error.error_code, 500, least=400)) from error
@@ -254,8 +180,11 @@ class MmsHandler:
         return {part.name: self._value(part) for part in request.inputs}
 
     def _value(self, part: Tensor) -> Any:
-        if part.datatype != BYTES or part.shape:
-            raise InvalidRequest(f"this model takes raw bodies, not tensors: {part.name!r}")
+        if _is_array(part):
+            try:
+                return _tensors().to_array(part)
+            except ImportError as error:
+                raise InvalidRequest(f"this model takes raw bodies, not tensors: {part.name!r}") from error
         if not self._decode:
             return part.data
         kind = part.content_type
@@ -268,9 +197,12 @@ class MmsHandler:
             raise InvalidRequest(f"the body is declared as {kind} and is not: {error}") from error
         return part.data
 
-    def _outcome(self, index: int, job_id: int, value: Any) -> Outcome:
+    def _outcome(self, index: int, item: Item, value: Any) -> Outcome:
+        job_id = item.job_id
+        if isinstance(value, ServingError):  # the answer of a ready-made handler to a bad request
+            return Outcome(job_id, error=value)
         try:
-            data, kind = _body(value)
+            outputs = _outputs(value, arrays=any(map(_is_array, item.request.inputs)))
         except MemoryError:
             traceback.print_exc()
             return Outcome(job_id, error=OutOfMemory("Out of resources"))
@@ -285,9 +217,11 @@ class MmsHandler:
             traceback.print_exc()
             return Outcome(job_id, error=HandlerError(f"Invalid response header: {error}"))
         chosen = [value for name, value in headers if name.lower() == "content-type"]
+        if chosen and not _is_array(outputs[0]):
+            outputs = [replace(outputs[0], content_type=chosen[-1])]
         return Outcome(
             job_id,
-            outputs=[Tensor("body", BYTES, (), data, chosen[-1] if chosen else kind)],
+            outputs=outputs,
             status=_status(status, 200),
             reason=reason,
             headers=[(name, value) for name, value in headers if name.lower() != "content-type"],
@@ -298,6 +232,23 @@ def _headers(request: InferRequest) -> list[tuple[str, Any]]:
     """Return the headers that handlers see: as in MMS, first each part with its content type."""
     parts = [(part.name, {"content-type": part.content_type}) for part in request.inputs]
     return [*parts, *request.headers]
+
+
+def _is_array(tensor: Tensor) -> bool:
+    return tensor.datatype != BYTES or bool(tensor.shape)
+
+
+def _tensors() -> ModuleType:
+    """Return what knows arrays, which needs numpy: a model of raw bodies may live without it."""
+    return importlib.import_module("mms_lite.worker.tensors")
+
+
+def _outputs(value: Any, *, arrays: bool) -> list[Tensor]:
+    """Return an answer's outputs: one raw body, or with `arrays` what a dict of name to array holds."""
+    if arrays and isinstance(value, dict) and value and all(hasattr(v, "dtype") for v in value.values()):
+        return [_tensors().to_tensor(name, array) for name, array in value.items()]
+    data, kind = _body(value)
+    return [Tensor("body", BYTES, (), data, kind)]
 
 
 def _body(value: Any) -> tuple[bytes | bytearray, str]:

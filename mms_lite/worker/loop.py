@@ -30,7 +30,7 @@ from mms_lite.transport import (
 )
 from mms_lite.types import InferRequest
 from mms_lite.wire import Item, Outcome
-from mms_lite.worker import handler
+from mms_lite.worker import handler, samples
 
 _METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
 
@@ -74,9 +74,8 @@ class _Loop:
                 encode(FrameKind.LOADED, frame.conversation, wire.encode_json({"error": error.to_wire()}))
             )
             return ExitCode.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else ExitCode.LOAD_FAILED
-        self._connection.send(
-            encode(FrameKind.LOADED, frame.conversation, wire.encode_json({"pid": os.getpid()}))
-        )
+        loaded = {"pid": os.getpid(), **wire.encode_signature(model.signature)}
+        self._connection.send(encode(FrameKind.LOADED, frame.conversation, wire.encode_json(loaded)))
         while True:
             frame = self._next()
             if frame.kind is FrameKind.STOP:
@@ -115,7 +114,9 @@ class _Loop:
         try:
             if enter is not None:
                 enter(settings["path"], settings["handler"])
-            return handler.load(settings)
+            model = handler.load(settings)
+            samples.run(model, settings["path"], settings["manifest"])
+            return model
         except MemoryError as error:
             traceback.print_exc()
             raise OutOfMemory("the model ran out of memory while it loaded") from error

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import shutil
+import struct
 import textwrap
 import threading
 import time
@@ -20,6 +21,7 @@ from asking import begin, body
 
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import (
+    BadTensor,
     DeadlineExceeded,
     Forbidden,
     HandlerError,
@@ -204,11 +206,20 @@ async def test_a_body_that_is_not_what_it_says_fails_alone(
     assert body(good) == b"good"
 
 
-async def test_tensors_for_a_model_of_raw_bodies_are_the_clients_error(inline: Bench) -> None:
-    await inline.load("echo")
-    tensor = Tensor("x", "FP32", (1, 2), bytearray(8))
-    with pytest.raises(InvalidRequest, match="raw bodies"):
-        await inline.engine.infer(InferRequest(id="1", model="echo", inputs=[tensor]))
+async def test_tensors_reach_a_handler_as_arrays_and_come_back(inline: Bench) -> None:
+    await inline.load("double")
+    tensor = Tensor("x", "FP32", (1, 2), bytearray(struct.pack("=2f", 1.5, -2)))
+    answer = await inline.engine.infer(InferRequest(id="1", model="double", inputs=[tensor]))
+    (output,) = answer.outputs
+    assert (output.name, output.datatype, output.shape) == ("x", "FP32", (1, 2))
+    assert struct.unpack("=2f", output.data) == (3, -4)
+
+
+async def test_a_tensor_with_too_few_bytes_is_the_clients_error(inline: Bench) -> None:
+    await inline.load("double")
+    tensor = Tensor("x", "FP32", (1, 2), bytearray(7))
+    with pytest.raises(BadTensor, match="which is 8 bytes, and has 7"):
+        await inline.engine.infer(InferRequest(id="1", model="double", inputs=[tensor]))
 
 
 async def test_unknown_models_and_versions_are_not_found(inline: Bench, ask: Ask) -> None:

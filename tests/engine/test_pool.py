@@ -16,6 +16,7 @@ from mms_lite.errors import (
     BackendMissing,
     DeadlineExceeded,
     HandlerError,
+    InvalidArchive,
     InvalidRequest,
     LoadError,
     ModelNotFound,
@@ -477,20 +478,21 @@ async def test_three_failures_to_load_are_the_end_and_the_reason_is_told(
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "attempts"),
     [
-        OutOfMemory("the model ran out of memory while it loaded"),
-        BackendMissing("pip install 'mms-lite[onnx]'"),
+        (OutOfMemory("the model ran out of memory while it loaded"), 3),
+        (BackendMissing("pip install 'mms-lite[onnx]'"), 1),
+        (InvalidArchive("the model file is damaged"), 1),
     ],
-    ids=lambda error: error.code,
+    ids=lambda case: case.code if isinstance(case, ServingError) else str(case),
 )
 async def test_the_kind_of_a_load_failure_reaches_the_caller(
-    make_model: Make, launcher: ScriptedLauncher, error: ServingError
+    make_model: Make, launcher: ScriptedLauncher, error: ServingError, attempts: int
 ) -> None:
     launcher.loads = False
     model = make_model(launcher)
     scaling = begin(model.scale(1, 1))
-    for _ in range(3):
+    for _ in range(attempts):
         worker = await launcher.worker()
         worker.say_loaded(error=error.to_wire())
         worker.die("exit code 4 (out of memory)", 4)

@@ -1,0 +1,153 @@
+"""The frame of every ready-made handler: decode each request, run the model once for all, answer each.
+
+A user derives a class from one of the handlers and overrides a step; the rest stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from mms_lite.errors import InvalidArchive, InvalidRequest, OutOfMemory, ServingError
+from mms_lite.handlers.package import Package, backend_settings, read_settings
+from mms_lite.types import Signature
+from mms_lite.worker.backends import open_backend
+from mms_lite.worker.context import Context
+from mms_lite.worker.predictor import Predictor
+from mms_lite.worker.tensors import Array
+
+Parts = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerSettings:
+    """What every handler's config may say: how the backend runs, and whether NaN may enter the model."""
+
+    backend: Mapping[str, Any] = field(default_factory=dict)
+    allow_nan: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.backend, Mapping):
+            raise ValueError("backend is not an object")
+
+
+class ModelHandler:
+    """Serves the model file of an archive. Derived classes say what an item is and what an answer is."""
+
+    settings_type: ClassVar[type[HandlerSettings]] = HandlerSettings
+
+    def __init__(self) -> None:
+        self.package: Package
+        self.settings: Any  # of settings_type
+        self.predictor: Predictor
+
+    @property
+    def signature(self) -> Signature:
+        """The model's own inputs and outputs."""
+        return self.predictor.signature
+
+    def initialize(self, context: Context) -> None:
+        """Open the model and run it once.
+
+        Raises:
+            LoadError: InvalidArchive where the archive is at fault, BackendMissing where a library is.
+        """
+        self.package = Package.of(context)
+        self.settings = read_settings(self.settings_type, self.package.config)
+        backend = backend_settings(
+            self.package,
+            self.settings.backend,
+            threads=_threads(),
+            device=context.system_properties["gpu_id"],
+        )
+        self.predictor = Predictor(
+            open_backend(self.package.backend, backend), allow_nan=self.settings.allow_nan
+        )
+        self.prepare()
+        try:
+            self.warm_up()
+        except OutOfMemory:
+            raise
+        except ServingError as error:
+            raise InvalidArchive(f"the model cannot run as it is configured: {error.message}") from error
+
+    def handle(self, data: Sequence[Parts], context: Context) -> list[Any]:
+        """Answer a batch: for each request its answer, or the error that it gets instead.
+
+        Raises:
+            ServingError: the model failed for all.
+        """
+        answers: list[Any] = [None] * len(data)
+        items: dict[int, Any] = {}
+        for index, parts in enumerate(data):
+            try:
+                items[index] = self.decode(parts)
+            except InvalidRequest as error:
+                answers[index] = error
+        if items:
+            for index, answer in zip(items, self.predict(list(items.values())), strict=True):
+                answers[index] = answer
+        return answers
+
+    def prepare(self) -> None:
+        """Check the settings against the model that was opened, and keep what each request needs.
+
+        Raises:
+            InvalidArchive: they do not fit.
+        """
+
+    def warm_up(self) -> None:
+        """Run the model once, so that the first request finds it warm and a misfit fails the load."""
+        self.predictor.warm_up()
+
+    def decode(self, parts: Parts) -> Any:
+        """Return the item that a request's parts hold.
+
+        Raises:
+            InvalidRequest: they hold none.
+        """
+        raise NotImplementedError
+
+    def predict(self, items: list[Any]) -> Sequence[Any]:
+        """Answer items as one batch: preprocess, infer, postprocess."""
+        return self.postprocess(self.infer(self.preprocess(items)), items)
+
+    def preprocess(self, items: list[Any]) -> dict[str, Array]:
+        """Turn items into the model's inputs, one row each."""
+        raise NotImplementedError
+
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on a batch.
+
+        Raises:
+            ServingError: it cannot take the inputs, or failed.
+        """
+        return self.predictor.infer(inputs)
+
+    def postprocess(self, outputs: Mapping[str, Array], items: list[Any]) -> Sequence[Any]:
+        """Turn the model's outputs into one answer for each item: what `handle` may return in MMS."""
+        raise NotImplementedError
+
+
+def single_part(parts: Parts, *names: str) -> Any:
+    """Return a request's one part: the only one, or the first that has one of these names.
+
+    Raises:
+        InvalidRequest: there is none, or there are several and none has such a name.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    for name in (*names, "body", "data"):
+        if name in parts:
+            return parts[name]
+    found = ", ".join(map(repr, parts)) or "none"
+    wanted = (*names, "body")[0]
+    raise InvalidRequest(f"the request should have one part, or one named {wanted!r}; got: {found}")
+
+
+def _threads() -> int:
+    """Return how many threads the server gives this worker, or what its user says in the environment."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return int(stated) if stated.isdecimal() and int(stated) else os.cpu_count() or 1

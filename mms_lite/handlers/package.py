@@ -1,0 +1,155 @@
+"""What model-archiver wrote about a model without code: its files, backend, labels and handler config.
+
+Apart from the handlers so that how a config is read and refused exists once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mms_lite.errors import InvalidArchive
+from mms_lite.types import TensorSpec
+from mms_lite.worker.backends import BackendSettings
+from mms_lite.worker.context import Context
+from mms_lite.worker.tensors import DTYPES
+
+_T = TypeVar("_T")
+_BACKEND_KEYS = ("inputs", "outputs", "threads", "options")
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One unpacked archive. `files` are the model's, the primary first; `config` is the handler's."""
+
+    folder: Path
+    backend: str
+    files: tuple[Path, ...]
+    labels: tuple[str, ...] | None
+    config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, context: Context) -> Package:
+        """Read what the manifest says of the model (docs/model-archiver.md).
+
+        Raises:
+            InvalidArchive: it does not say it, or names a file that is not there.
+        """
+        model = (context.manifest or {}).get("model") or {}
+        folder = Path(context.system_properties["model_dir"])
+        if not model.get("modelFiles") or not model.get("backend"):
+            raise InvalidArchive(
+                "the manifest names no model file: pack the model with model-archiver --model-file"
+            )
+        config = model.get("handlerConfig") or {}
+        if not isinstance(config, Mapping):
+            raise InvalidArchive("the manifest's handlerConfig is not an object")
+        labels = model.get("labels")
+        return cls(
+            folder=folder,
+            backend=str(model["backend"]),
+            files=tuple(_existing(folder, name) for name in model["modelFiles"]),
+            labels=_read_labels(_existing(folder, labels)) if labels else None,
+            config=config,
+        )
+
+    def file(self, name: str) -> Path:
+        """Return the path of another file of the archive.
+
+        Raises:
+            InvalidArchive: it is not there.
+        """
+        return _existing(self.folder, name)
+
+
+def read_settings(cls: type[_T], config: Mapping[str, Any]) -> _T:
+    """Make a handler's settings, a dataclass, from its config; its `__post_init__` may raise ValueError.
+
+    Raises:
+        InvalidArchive: a key is unknown, or a value is not one.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in config:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+            raise InvalidArchive(f"the handler config has an unknown key {key!r}{hint}")
+    try:
+        return cls(**config)
+    except (TypeError, ValueError) as error:
+        raise InvalidArchive(f"the handler config cannot be used: {error}") from error
+
+
+def backend_settings(
+    package: Package, stated: Mapping[str, Any], *, threads: int, device: int | None
+) -> BackendSettings:
+    """Return what the backend gets; `stated` is the config's `backend`.
+
+    Its keys: `inputs` and `outputs`, lists of {"name", "datatype", "shape"}; `threads`; `options`.
+
+    Raises:
+        InvalidArchive: a key or value is not one.
+    """
+    for key in stated:
+        if key not in _BACKEND_KEYS:
+            raise InvalidArchive(
+                f"the handler config has an unknown key backend.{key}; there are: {', '.join(_BACKEND_KEYS)}"
+            )
+    threads = stated.get("threads", threads)
+    options = stated.get("options", {})
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InvalidArchive(f"the handler config's backend.threads is not a positive number: {threads!r}")
+    if not isinstance(options, Mapping):
+        raise InvalidArchive("the handler config's backend.options is not an object")
+    return BackendSettings(
+        files=package.files,
+        threads=threads,
+        device=device,
+        inputs=_specs(stated, "inputs"),
+        outputs=_specs(stated, "outputs"),
+        options=options,
+    )
+
+
+def _specs(stated: Mapping[str, Any], side: str) -> tuple[TensorSpec, ...]:
+    try:
+        return tuple(
+            _spec(**{key: each[key] for key in ("name", "datatype", "shape")})
+            for each in stated.get(side, ())
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidArchive(
+            f"the handler config's backend.{side} is not a list of "
+            f'{{"name": ..., "datatype": "FP32", "shape": [-1, 3, 224, 224]}}: {error}'
+        ) from error
+
+
+def _spec(name: object, datatype: object, shape: list[object]) -> TensorSpec:
+    if datatype not in DTYPES:
+        raise ValueError(f"{datatype} is none of {', '.join(DTYPES)}")
+    lengths = [length for length in shape if isinstance(length, int) and length >= -1]
+    if len(lengths) != len(shape):
+        raise ValueError(f"{shape} is not a shape")
+    return TensorSpec(str(name), str(datatype), tuple(lengths))
+
+
+def _existing(folder: Path, name: object) -> Path:
+    path = (folder / str(name)).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.exists():
+        raise InvalidArchive(f"the manifest names {name}, which is not in the archive")
+    return path
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            return tuple(str(label) for label in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InvalidArchive(f"the labels in {path.name} cannot be read: {error}") from error
+    return tuple(text.rstrip("\r\n").splitlines())

@@ -1,0 +1,116 @@
+"""Model files to loaded models: what every backend offers, and the table of backends.
+
+A backend hides one framework: how it opens files, names inputs and outputs, uses threads and devices, and
+reports faults. Checking and batching are not its business: `worker.predictor` does them once for all.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from mms_lite.errors import BackendMissing, InvalidArchive, LoadError
+from mms_lite.types import TensorSpec
+from mms_lite.worker.tensors import Array
+
+_log = logging.getLogger("mms_lite.backend")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendSettings:
+    """What a backend opens: `files` are existing paths, the primary first; `device` None means the CPU.
+
+    `inputs` and `outputs` are what the archive declares of them; `options` go to the framework as they are.
+    """
+
+    files: tuple[Path, ...]
+    threads: int = 1
+    device: int | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """A loaded model. `metadata` is what its file says of itself in words.
+
+    A backend is opened by its class method `open(settings)`, which raises InvalidArchive for files that are
+    damaged or of another kind, and for options that it does not know.
+    """
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    metadata: Mapping[str, str]
+
+    def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run the model once on checked, contiguous arrays; return the outputs of these names.
+
+        Raises:
+            BadTensor: the framework refuses the inputs.
+            OutOfMemory: of the host or the device.
+        """
+
+    def close(self) -> None:
+        """Let go of the model."""
+
+
+# name -> module, class, the extra that installs its framework
+BACKENDS: dict[str, tuple[str, str, str]] = {
+    "onnxruntime": ("mms_lite.worker.backends.onnxruntime", "OnnxRuntimeBackend", "onnx"),
+    "openvino": ("mms_lite.worker.backends.openvino", "OpenVinoBackend", "openvino"),
+    "opencv": ("mms_lite.worker.backends.opencv", "OpenCvBackend", "opencv"),
+    "torch": ("mms_lite.worker.backends.torch", "TorchBackend", "torch"),
+    "mxnet": ("mms_lite.worker.backends.mxnet", "MxnetBackend", "mxnet"),
+    "python": ("mms_lite.worker.backends.python", "PythonBackend", "python"),
+}
+
+
+def open_backend(name: str, settings: BackendSettings) -> Backend:
+    """Open a model's files with the backend of this name.
+
+    Raises:
+        BackendMissing: its framework is not installed.
+        InvalidArchive: there is no such backend, or it cannot use the files.
+    """
+    if name not in BACKENDS:
+        raise InvalidArchive(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+    module, cls, extra = BACKENDS[name]
+    try:
+        backend = getattr(importlib.import_module(module), cls)
+    except ModuleNotFoundError as error:
+        advice = f"pip install 'mms-lite[{extra}]'"
+        raise BackendMissing(
+            f"the backend {name} needs {error.name}, which is not installed: {advice}"
+        ) from error
+    except (ImportError, AttributeError) as error:  # AttributeError: MXNet with a numpy too new for it
+        raise LoadError(f"the backend {name} cannot be imported: {error}") from error
+    opened: Backend = backend.open(settings)
+    return opened
+
+
+def declared(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], what: str) -> tuple[TensorSpec, ...]:
+    """Return a model's own specs with those that the archive states in their place; `what` names the side.
+
+    Raises:
+        InvalidArchive: one is stated that the model does not have.
+    """
+    own = {spec.name for spec in found}
+    for spec in stated:
+        if spec.name not in own:
+            names = ", ".join(sorted(own))
+            raise InvalidArchive(
+                f"the handler config declares the {what} {spec.name!r}; the model has: {names}"
+            )
+    by_name = {spec.name: spec for spec in stated}
+    return tuple(by_name.get(spec.name, spec) for spec in found)
+
+
+def on_cpu(settings: BackendSettings, reason: str) -> BackendSettings:
+    """Return the settings for the CPU; a GPU that was given and cannot be used is told of in the log."""
+    if settings.device is not None:
+        _log.warning("GPU %d is not used: %s", settings.device, reason)
+    return replace(settings, device=None)

@@ -1,0 +1,123 @@
+"""Arrays and the tensors in which they cross: the one place that knows datatypes and the layout of BYTES.
+
+Needs numpy, and so is imported only once a tensor or a model without code is at hand.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mms_lite.errors import BadTensor
+from mms_lite.types import BYTES, Tensor
+
+Array = NDArray[Any]
+
+# KServe v2, "Tensor data types"; BF16 has no type in numpy.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    BYTES: np.dtype(np.object_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
+
+
+def datatype(array: Array) -> str:
+    """Return the KServe v2 name of an array's type; text and byte strings are BYTES.
+
+    Raises:
+        BadTensor: there is no name for it.
+    """
+    if array.dtype.kind in "SU":
+        return BYTES
+    name = _NAMES.get(array.dtype.newbyteorder("="))
+    if name is None:
+        raise BadTensor(f"arrays of type {array.dtype} cannot be sent")
+    return name
+
+
+def describe(array: Array) -> str:
+    """Return datatype and shape as messages show them, such as `FP32 [1,3,224,224]`."""
+    name = _NAMES.get(array.dtype.newbyteorder("="), BYTES if array.dtype.kind in "SU" else str(array.dtype))
+    return f"{name} [{','.join(map(str, array.shape))}]"
+
+
+def to_array(tensor: Tensor) -> Array:
+    """Return a tensor's array, without a copy but for BYTES, whose elements become `bytes` objects.
+
+    Raises:
+        BadTensor: unknown datatype, or another number of bytes than the shape needs.
+    """
+    dtype = DTYPES.get(tensor.datatype)
+    if dtype is None:
+        raise BadTensor(f"input {tensor.name!r} has the unknown datatype {tensor.datatype}")
+    if any(length < 0 for length in tensor.shape):
+        raise BadTensor(f"input {tensor.name!r} has a negative length in its shape")
+    if tensor.datatype == BYTES:
+        return _elements(tensor)
+    needed = math.prod(tensor.shape) * dtype.itemsize
+    if len(memoryview(tensor.data).cast("B")) != needed:
+        shape = ",".join(map(str, tensor.shape))
+        found = len(memoryview(tensor.data).cast("B"))
+        raise BadTensor(
+            f"input {tensor.name!r} is declared as {tensor.datatype} [{shape}], "
+            f"which is {needed} bytes, and has {found}"
+        )
+    return np.frombuffer(tensor.data, dtype).reshape(tensor.shape)
+
+
+def to_tensor(name: str, array: Array) -> Tensor:
+    """Return the tensor of an array; its data is a view of the array where that is contiguous.
+
+    Raises:
+        BadTensor: there is no datatype for it.
+    """
+    kind = datatype(array)
+    if kind == BYTES:
+        return Tensor(name, kind, array.shape, _joined(array))
+    native = np.ascontiguousarray(array, DTYPES[kind])
+    return Tensor(name, kind, array.shape, native.reshape(-1).view(np.uint8).data)
+
+
+def _elements(tensor: Tensor) -> Array:
+    data, at = memoryview(tensor.data), 0
+    count = math.prod(tensor.shape)
+    array = np.empty(
+        min(count, len(data)), np.object_
+    )  # each element takes bytes: no claim of a shape counts
+    found = 0
+    while at + _LENGTH.size <= len(data) and found < len(array):
+        (size,) = _LENGTH.unpack_from(data, at)
+        at += _LENGTH.size
+        if at + size > len(data):
+            break
+        array[found] = bytes(data[at : at + size])
+        found, at = found + 1, at + size
+    if found != count or at != len(data):
+        raise BadTensor(
+            f"input {tensor.name!r} is declared with {count} elements, which its bytes do not hold"
+        )
+    return array.reshape(tensor.shape)
+
+
+def _joined(array: Array) -> bytearray:
+    joined = bytearray()
+    for element in array.reshape(-1):
+        raw = element if isinstance(element, bytes) else str(element).encode("utf-8")
+        joined += _LENGTH.pack(len(raw)) + raw
+    return joined
