@@ -84,7 +84,10 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.version_option(mms_lite.__version__, prog_name="mms-lite")
 @_config_options
 def command(**values: Any) -> None:
-    """Serve machine-learning models over HTTP."""
+    """Serve machine-learning models over HTTP.
+
+    `mms-lite check ARCHIVE` tries one model without serving it.
+    """
     if values.pop("start") and values["stop"]:
         raise click.UsageError("--start and --stop exclude each other.")
     stop, foreground = values.pop("stop"), values.pop("foreground")
@@ -117,6 +120,10 @@ def main() -> None:
     """Run the command line."""
     _open_closed_files()
     try:
+        if sys.argv[1:2] == ["check"]:
+            from mms_lite import check
+
+            check.command.main(args=sys.argv[2:], prog_name="mms-lite check")
         command.main(prog_name="mms-lite")
     except SystemExit as end:
         logging.shutdown()

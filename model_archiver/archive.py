@@ -7,7 +7,6 @@ import errno
 import hashlib
 import io
 import os
-import re
 import shutil
 import stat
 import struct
@@ -19,14 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model_archiver.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, ManifestError
+from model_archiver.names import MAX_COMPONENT_BYTES, name_fault
 
 StrPath = str | os.PathLike[str]
 
 _CHUNK_BYTES = 256 * 1024
-_MAX_PATH_BYTES = 1024
-_MAX_COMPONENT_BYTES = 255
-_FORBIDDEN_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\\\\\ud800-\udfff]")
-_DRIVE = re.compile("[A-Za-z]:")
 # Encrypted, patched data, strong encryption, masked headers.
 _FORBIDDEN_FLAGS = 0x0001 | 0x0020 | 0x0040 | 0x2000
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -124,6 +120,20 @@ def read_manifest(path: StrPath, *, limits: ArchiveLimits = DEFAULT_LIMITS) -> M
         return _manifest(lambda name: _archive_text(contents, name), lambda: contents.files)
 
 
+def read_files(
+    path: StrPath, *, limits: ArchiveLimits = DEFAULT_LIMITS
+) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield the name and the bytes, in chunks, of every file of a zip archive; nothing is written.
+
+    Raises:
+        InvalidArchive: as `extract`; from the chunks: that file is damaged, and the next can still be read.
+        OSError: the archive cannot be read.
+    """
+    with _opened(path, limits) as contents:
+        for name in contents.files:
+            yield name, _chunks(contents, name)
+
+
 def digest(path: StrPath) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
 
@@ -148,22 +158,6 @@ def open_regular(path: StrPath) -> io.FileIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return io.FileIO(descriptor, "rb")
-
-
-def name_fault(name: str) -> str | None:
-    """Say why an entry may not have this name (a relative path with slashes), or None if it may."""
-    if _FORBIDDEN_CHARACTERS.search(name):
-        return "its name has a backslash, a control character or a character that is not Unicode"
-    if name.startswith("/") or _DRIVE.match(name):
-        return "its name is an absolute path"
-    if len(name.encode()) > _MAX_PATH_BYTES:
-        return f"its name is longer than {_MAX_PATH_BYTES} bytes"
-    for component in name.split("/"):
-        if component in ("", ".", ".."):
-            return "its name has an empty, '.' or '..' component"
-        if len(component.encode()) > _MAX_COMPONENT_BYTES:
-            return f"its name has a component longer than {_MAX_COMPONENT_BYTES} bytes"
-    return None
 
 
 def _label(path: StrPath) -> str:
@@ -215,7 +209,7 @@ def _inspect(archive: zipfile.ZipFile, file: io.FileIO, *, label: str, limits: A
 
 
 def _refusal(label: str, name: str, fault: str) -> InvalidArchive:
-    return InvalidArchive(f"{label}: entry {name[:_MAX_COMPONENT_BYTES]!r} is refused: {fault}.")
+    return InvalidArchive(f"{label}: entry {name[:MAX_COMPONENT_BYTES]!r} is refused: {fault}.")
 
 
 def _entry_fault(entry: zipfile.ZipInfo) -> str | None:

@@ -4,12 +4,25 @@ Apart from `archive` because a folder and an HTTP answer hold the same manifest 
 """
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from model_archiver.names import name_fault
 
 MANIFEST_NAME = "MAR-INF/MANIFEST.json"
 MAX_MANIFEST_BYTES = 1024 * 1024
+# The handlers that the server brings along for bare model files; the default is for where none is stated.
+READY_MADE = (
+    "image_classifier",
+    "object_detector",
+    "text_detector",
+    "text_recognizer",
+    "text_embedder",
+    "tensor",
+)
+DEFAULT_HANDLER = "tensor"
 
 
 class ManifestError(ValueError):
@@ -18,13 +31,30 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestModel:
-    """The `model` object; what is None was not stated."""
+    """The `model` object; what is None or empty was not stated.
+
+    The five fields from `backend` on are ours, and count only where there are `model_files` (the primary one
+    first): other tools may mean something else by these keys. All files are named as in the archive.
+    """
 
     name: str | None = None
     handler: str | None = None
     description: str | None = None
     version: str | None = None
     extensions: Mapping[str, Any] | None = None
+    backend: str | None = None
+    model_files: tuple[str, ...] = ()
+    labels: str | None = None
+    handler_config: Mapping[str, Any] | None = None
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What was packed under a name: its size and its SHA-256 as 64 hexadecimal digits."""
+
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +77,7 @@ class ManifestPublisher:
 class Manifest:
     """One manifest; `raw` is the object exactly as parsed, which handlers see as `context.manifest`.
 
+    `files` records every packed file but the manifest, by name; it is empty without `model.model_files`.
     `folder` is the archive's folder that holds the model: "", or where an archive of version 0.x has it.
     """
 
@@ -59,6 +90,7 @@ class Manifest:
     model_server_version: str | None = "1.0"
     implementation_version: str | None = "1.0"
     specification_version: str | None = "1.0"
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     raw: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     folder: str = ""
 
@@ -73,13 +105,7 @@ class Manifest:
         model = _object(raw, "model")
         return cls(
             runtime=_text(raw, "runtime") or "python",
-            model=ManifestModel(
-                name=_text(model, "modelName", of="model."),
-                handler=_text(model, "handler", of="model."),
-                description=_text(model, "description", of="model."),
-                version=_version(model, "modelVersion", of="model."),
-                extensions=_object(model, "extensions", of="model.") or None,
-            ),
+            model=_model(model),
             engine=_engine(raw),
             publisher=_publisher(raw),
             description=_text(raw, "description"),
@@ -87,6 +113,7 @@ class Manifest:
             model_server_version=_version(raw, "modelServerVersion"),
             implementation_version=_version(raw, "implementationVersion"),
             specification_version=_version(raw, "specificationVersion"),
+            files=_files(raw) if model.get("modelFiles") else {},
             raw=raw,
         )
 
@@ -139,6 +166,14 @@ class Manifest:
             "description": self.model.description,
             "modelVersion": self.model.version,
             "extensions": self.model.extensions,
+            "backend": self.model.backend,
+            "modelFiles": self.model.model_files or None,
+            "labels": self.model.labels,
+            "handlerConfig": self.model.handler_config,
+            "samples": self.model.samples or None,
+        }
+        files = {
+            name: {"bytes": record.bytes, "sha256": record.sha256} for name, record in self.files.items()
         }
         engine = self.engine and {"engineName": self.engine.name, "engineVersion": self.engine.version}
         publisher = self.publisher and {"author": self.publisher.author, "email": self.publisher.email}
@@ -152,6 +187,7 @@ class Manifest:
             "modelServerVersion": self.model_server_version,
             "implementationVersion": self.implementation_version,
             "specificationVersion": self.specification_version,
+            "files": files or None,
         }
         return json.dumps(_stated(document), indent=2)
 
@@ -196,6 +232,58 @@ def _version(parent: Mapping[str, Any], key: str, *, of: str = "") -> str | None
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     return _text(parent, key, of=of)
+
+
+def _name(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise ManifestError(f"The manifest's {key} is not the name of a file.")
+    if fault := name_fault(value):
+        raise ManifestError(f"The manifest's {key} names {value[:255]!r}, which is refused: {fault}.")
+    return value
+
+
+def _names(parent: Mapping[str, Any], key: str, *, of: str) -> tuple[str, ...]:
+    value = parent.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ManifestError(f"The manifest's {of}{key} is not a list.")
+    return tuple(_name(each, f"{of}{key}") for each in value)
+
+
+def _model(model: Mapping[str, Any]) -> ManifestModel:
+    stated = ManifestModel(
+        name=_text(model, "modelName", of="model."),
+        handler=_text(model, "handler", of="model."),
+        description=_text(model, "description", of="model."),
+        version=_version(model, "modelVersion", of="model."),
+        extensions=_object(model, "extensions", of="model.") or None,
+    )
+    model_files = _names(model, "modelFiles", of="model.")
+    if not model_files:
+        return stated
+    return replace(
+        stated,
+        backend=_text(model, "backend", of="model."),
+        model_files=model_files,
+        labels=None if model.get("labels") is None else _name(model["labels"], "model.labels"),
+        handler_config=_object(model, "handlerConfig", of="model.") or None,
+        samples=_names(model, "samples", of="model."),
+    )
+
+
+def _files(raw: Mapping[str, Any]) -> dict[str, FileRecord]:
+    files = _object(raw, "files")
+    return {_name(name, "files"): _record(_object(files, name, of="files."), name) for name in files}
+
+
+def _record(record: Mapping[str, Any], name: str) -> FileRecord:
+    size, sha256 = record.get("bytes"), record.get("sha256")
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise ManifestError(f"The manifest's files.{name}.bytes is not a number of bytes.")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ManifestError(f"The manifest's files.{name}.sha256 is not 64 hexadecimal digits.")
+    return FileRecord(bytes=size, sha256=sha256)
 
 
 def _engine(raw: Mapping[str, Any]) -> ManifestEngine | None:

@@ -3,6 +3,7 @@
 Apart from `archive` because the server only reads.
 """
 
+import difflib
 import gzip
 import io
 import os
@@ -12,14 +13,22 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
-from model_archiver.archive import StrPath, name_fault, open_regular
-from model_archiver.manifest import MANIFEST_NAME, Manifest
+from model_archiver.archive import StrPath, digest, open_regular
+from model_archiver.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    READY_MADE,
+    FileRecord,
+    Manifest,
+    ManifestModel,
+)
+from model_archiver.names import name_fault
 
 _NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_\-.]*"
 _EXCLUDED_FOLDERS = ("__MACOSX", "__pycache__")
@@ -46,7 +55,9 @@ _SUFFIXES = {ArchiveFormat.MAR: ".mar", ArchiveFormat.TGZ: ".tar.gz", ArchiveFor
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
+class Member:
+    """A file to pack: its name in the archive, with slashes, and where it is."""
+
     name: str
     path: str
 
@@ -66,23 +77,25 @@ def _silent(message: str) -> None:
 
 
 def pack(
-    model_path: StrPath,
+    model_path: StrPath | None,
     manifest: Manifest,
     *,
+    added: Sequence[Member] = (),
     export_path: StrPath | None = None,
     archive_format: ArchiveFormat = ArchiveFormat.MAR,
     force: bool = False,
     convert: bool = False,
     warn: Callable[[str], None] = _silent,
 ) -> Path:
-    """Pack a model's folder with its manifest under `export_path` (default: the current folder).
+    """Pack a model's folder, or none, and `added` files with a manifest under `export_path` (default: here).
 
     The output is named after the model, the same input gives the same bytes, and a failure leaves nothing.
+    With `manifest.model.model_files` the manifest that is written records every file's size and SHA-256.
     `convert` is MMS's wish to turn ONNX into MXNet; without an .onnx file there is nothing to convert.
 
     Raises:
         PackError: bad name or folder, output exists without `force`, an .onnx file with `convert`,
-            unpackable file, full disk.
+            unpackable file, two of one name, a ready-made handler without model files, full disk.
     """
     name = manifest.model.name or ""
     export_path = os.getcwd() if export_path is None else os.fspath(export_path)
@@ -96,13 +109,16 @@ def pack(
                 "See -h/--help for more details."
             )
         warn(f"Overwriting {target} ...")
-    if convert:
+    if convert and model_path is not None:
         _refuse_conversion(model_path)
     try:
-        root = os.path.realpath(model_path)
+        root = None if model_path is None else os.path.realpath(model_path)
         real_target = os.path.join(os.path.realpath(export_path), os.path.basename(target))
-        members = _members(root, output=real_target, warn=warn)
-        _check_handler(members, manifest.model.handler or "", model_path=model_path, warn=warn)
+        members = [] if root is None else folder_members(root, output=real_target, warn=warn)
+        members = _merged(members, added)
+        _check_handler(members, manifest.model, model_path=model_path, warn=warn)
+        if manifest.model.model_files:
+            manifest = replace(manifest, files=_records(members))
         if archive_format is ArchiveFormat.FOLDER:
             _pack_folder(members, manifest, root=root, target=real_target)
         else:
@@ -113,7 +129,7 @@ def pack(
     return Path(target)
 
 
-def _check_arguments(name: str, export_path: str, model_path: StrPath) -> None:
+def _check_arguments(name: str, export_path: str, model_path: StrPath | None) -> None:
     if not re.fullmatch(_NAME_PATTERN, name):
         raise PackError(
             "Model name contains special characters.\n"
@@ -123,7 +139,7 @@ def _check_arguments(name: str, export_path: str, model_path: StrPath) -> None:
         raise PackError(
             f"Given export-path {export_path} is not a directory. Point to a valid export-path directory."
         )
-    if not os.path.isdir(model_path):
+    if model_path is not None and not os.path.isdir(model_path):
         raise PackError(
             f"Given model-path {model_path} is not a valid directory. Point to a valid model-path directory."
         )
@@ -143,8 +159,17 @@ def _refuse_conversion(model_path: StrPath) -> None:
         )
 
 
-def _members(root: str, *, output: str, warn: Callable[[str], None]) -> list[_Member]:
-    """List what is packed, by name; an earlier `output` inside the model's own folder is not."""
+def folder_members(
+    root: str, *, within: str = "", output: str = "", warn: Callable[[str], None] = _silent
+) -> list[Member]:
+    """List what is packed of a folder, by name; an earlier `output` inside it is not.
+
+    With `within`, the names begin with that folder's.
+
+    Raises:
+        PackError: a file cannot be packed.
+        OSError: a folder cannot be read.
+    """
     members = []
     folders = [""]
     while folders:
@@ -159,9 +184,32 @@ def _members(root: str, *, output: str, warn: Callable[[str], None]) -> list[_Me
                 elif entry.is_dir():
                     warn(f"{name} is a link to a directory; it is skipped")
                 else:
-                    _check_file(entry, name)
-                    members.append(_Member(name, entry.path))
+                    _check_file(name, entry.path)
+                    members.append(Member(f"{within}/{name}" if within else name, entry.path))
     return sorted(members, key=lambda member: member.name)
+
+
+def _merged(members: Sequence[Member], added: Sequence[Member]) -> list[Member]:
+    """Sort by name; a file that is named twice counts once, two files cannot have one name."""
+    merged = {member.name: member for member in members}
+    for member in added:
+        _check_file(member.name, member.path)
+        other = merged.setdefault(member.name, member)
+        if not os.path.samefile(other.path, member.path):
+            raise PackError(f"Two files would be packed as {member.name}: {other.path} and {member.path}.")
+    for name in merged:
+        folder = name
+        while folder := folder.rpartition("/")[0]:
+            if folder in merged:
+                raise PackError(f"{folder} would be both a file and the folder of {name}.")
+    return sorted(merged.values(), key=lambda member: member.name)
+
+
+def _records(members: Iterable[Member]) -> dict[str, FileRecord]:
+    return {
+        member.name: FileRecord(bytes=os.stat(member.path).st_size, sha256=digest(member.path))
+        for member in members
+    }
 
 
 def _is_excluded(entry: os.DirEntry[str]) -> bool:
@@ -170,10 +218,10 @@ def _is_excluded(entry: os.DirEntry[str]) -> bool:
     return entry.name == "MANIFEST.json" or entry.name.endswith(_EXCLUDED_SUFFIXES)
 
 
-def _check_file(entry: os.DirEntry[str], name: str) -> None:
+def _check_file(name: str, path: str) -> None:
     """Refuse here what the reader of the archive would refuse, and what would make us wait."""
     try:
-        mode = entry.stat().st_mode
+        mode = os.stat(path).st_mode
     except FileNotFoundError as err:
         raise PackError(f"{name} is a link to a file that does not exist.") from err
     if not stat.S_ISREG(mode):
@@ -185,20 +233,52 @@ def _check_file(entry: os.DirEntry[str], name: str) -> None:
 
 
 def _check_handler(
-    members: Iterable[_Member], handler: str, *, model_path: StrPath, warn: Callable[[str], None]
+    members: Iterable[Member],
+    model: ManifestModel,
+    *,
+    model_path: StrPath | None,
+    warn: Callable[[str], None],
 ) -> None:
+    handler = model.handler or ""
     file = handler.partition(":")[0]
     stem = os.path.normpath(file).removesuffix(".py")
     stems = (stem, stem.replace(".", "/"))
     wanted = {f"{stem}{suffix}" for stem in stems for suffix in (".py", "/__init__.py")}
-    if not any(member.name in wanted for member in members):
+    found = [member.name for member in members if member.name in wanted]
+    if handler in READY_MADE:
+        _check_ready_made(handler, found, has_model_files=bool(model.model_files))
+    elif not found:
+        if model.model_files:
+            _refuse_misspelt(handler)
+        place = "among the packed files" if model_path is None else f"in model-path {model_path}"
         warn(
-            f"handler file {file} not found in model-path {model_path}; "
+            f"handler file {file} not found {place}; "
             "the module must then be importable where the model is served"
         )
 
 
-def _parts(members: Iterable[_Member], manifest: Manifest) -> Iterator[_Part]:
+def _check_ready_made(handler: str, found: Sequence[str], *, has_model_files: bool) -> None:
+    if has_model_files and found:
+        raise PackError(
+            f"{handler} is a ready-made handler, but {found[0]} is packed too: "
+            f"to have that one, write --handler {found[0]}."
+        )
+    if not has_model_files and not found:
+        raise PackError(
+            f"{handler} is a ready-made handler, which serves a model file: name it with --model-file."
+        )
+
+
+def _refuse_misspelt(handler: str) -> None:
+    near = difflib.get_close_matches(handler, READY_MADE, 1, 0.8) if handler.isidentifier() else []
+    if near:
+        raise PackError(
+            f"There is no handler {handler}; did you mean {near[0]}? "
+            f"(A module that is installed where the model is served: --handler {handler}:handle.)"
+        )
+
+
+def _parts(members: Iterable[Member], manifest: Manifest) -> Iterator[_Part]:
     """Open one member after the other, the manifest last."""
     for member in members:
         with open_regular(member.path) as source:
@@ -206,6 +286,11 @@ def _parts(members: Iterable[_Member], manifest: Manifest) -> Iterator[_Part]:
             mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
             yield _Part(member.name, status.st_size, mode, source)
     text = manifest.to_json().encode()
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise PackError(
+            f"The manifest would be larger than {MAX_MANIFEST_BYTES} bytes, which no server reads: "
+            "there are too many files, or the handler config is too large."
+        )
     yield _Part(MANIFEST_NAME, len(text), 0o644, io.BytesIO(text))
 
 
@@ -261,11 +346,11 @@ def _write_tgz(parts: Iterable[_Part], sink: BinaryIO, *, folder: str) -> None:
             archive.addfile(info, part.source)
 
 
-def _pack_folder(members: list[_Member], manifest: Manifest, *, root: str, target: str) -> None:
-    if os.path.exists(target) and os.path.samefile(root, target):
-        _write_manifest(root, manifest)
+def _pack_folder(members: list[Member], manifest: Manifest, *, root: str | None, target: str) -> None:
+    if root is not None and os.path.exists(target) and os.path.samefile(root, target):
+        _write_manifest(root, members, manifest)
         return
-    if root.startswith(target + os.sep):
+    if root is not None and root.startswith(target + os.sep):
         raise PackError(f"model-path lies inside the output folder {target}, which would be replaced.")
     if _is_foreign(target):
         raise PackError(f"{target} was not written by model-archiver (no {MANIFEST_NAME}); remove it first.")
@@ -291,7 +376,14 @@ def _is_foreign(target: str) -> bool:
     return bool(os.listdir(target)) and not os.path.isfile(os.path.join(target, MANIFEST_NAME))
 
 
-def _write_manifest(root: str, manifest: Manifest) -> None:
+def _write_manifest(root: str, members: Iterable[Member], manifest: Manifest) -> None:
+    for member in members:
+        place = os.path.join(root, member.name)
+        if not os.path.exists(place) or not os.path.samefile(place, member.path):
+            raise PackError(
+                f"model-path is the output folder too, and {member.path} is not {member.name} in it: "
+                "put it there, or choose another --export-path."
+            )
     path = os.path.join(root, MANIFEST_NAME)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     scratch = _scratch(path)

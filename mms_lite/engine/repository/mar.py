@@ -20,7 +20,7 @@ from mms_lite.engine.repository.download import Downloads
 from mms_lite.errors import ConfigError, InvalidArchive, InvalidRequest, LoadError, ModelNotFound
 from mms_lite.types import LoadOptions, ModelSpec
 from model_archiver import archive
-from model_archiver.manifest import Manifest, ManifestError
+from model_archiver.manifest import DEFAULT_HANDLER, Manifest, ManifestError
 
 _MAX_NAME = 128
 _RUNTIMES = ("python", "python2", "python3")
@@ -183,7 +183,8 @@ class MarRepository:
         _check_name(name)
         if manifest and manifest.runtime not in _RUNTIMES:
             raise InvalidArchive("Runtime is not defined or invalid.")
-        handler = options.handler or (stated.handler if stated else None) or self._defaults.handler
+        bare = DEFAULT_HANDLER if stated and stated.model_files else None
+        handler = options.handler or (stated.handler if stated else None) or bare or self._defaults.handler
         if not handler:
             raise InvalidArchive("Model handler is not defined.")
         return name, handler
