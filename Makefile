@@ -3,25 +3,27 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS ?= mxnet,onnx,openvino,opencv
-# For tests only. Its wheel for Linux on PyPI brings CUDA libraries; pytorch.org has one for the CPU alone.
+# MXNet needs numpy 1.23, and gluoncv refuses to live beside PyTorch 2: today's libraries have an environment of their own.
+TODAY  := .venv-today
+# Its wheel for Linux on PyPI brings CUDA libraries; pytorch.org has one for the CPU alone.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install demo lint types test e2e test-today compat clean
+.PHONY: install demo lint types test test-today e2e bench-backends compat clean
 
-install: $(STAMP) $(VENV)/.torch
+install: $(STAMP)
 
 # gluoncv pulls opencv-python into the folder of opencv-python-headless; the headless one,
 # which needs no libGL, is written again last, and `import cv2` is tried.
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mxnet,onnx,openvino,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps 'opencv-python-headless<5'
 	$(BIN)/python -c 'import cv2'
 	@touch $@
 
-$(VENV)/.torch: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[torch]' '$(TORCH)'
+$(TODAY)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(TODAY)
+	$(TODAY)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx,openvino,torch,dev]' '$(TORCH)'
 	@touch $@
 
 # MODEL=squeezenet (5 MB, the default) or resnet50 (95 MB).
@@ -36,21 +38,27 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-test: $(STAMP) $(VENV)/.torch
+test: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore tests/e2e -m "not peer"
 
-# The models without code again, with today's numpy and OpenCV: MXNet holds the environment above at numpy 1.23.
-test-today:
-	$(MAKE) VENV=.venv-today EXTRAS=onnx,openvino,opencv .venv-today/.torch
-	.venv-today/bin/python -m pytest tests/worker tests/archiver
+# Models without code with today's numpy, OpenCV and PyTorch.
+test-today: $(TODAY)/.installed
+	$(TODAY)/bin/python -m pytest tests/worker tests/process/test_tensor_routes.py tests/e2e/test_models_without_code.py
 
 # The command line and the examples as a user runs them, with real weights.
-e2e: $(STAMP) $(VENV)/.torch
+e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e
 
 # Asks a real Multi Model Server (Java 17) and this one the same, and writes what differs.
 compat: $(STAMP)
 	$(BIN)/python benchmarks/compat/compare.py --report docs/mms-side-by-side.md
 
+# Every published model in every backend: same answers, time, memory; written into docs/backends.md.
+bench-backends: $(STAMP) $(TODAY)/.installed
+	$(TODAY)/bin/python benchmarks/backends/measure.py --out .backends-today.json
+	$(BIN)/python benchmarks/backends/measure.py --out .backends-mxnet.json resnet50-mxnet squeezenet-mxnet
+	$(BIN)/python benchmarks/backends/table.py .backends-today.json .backends-mxnet.json
+	rm .backends-today.json .backends-mxnet.json
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(TODAY) build dist *.egg-info

