@@ -6,7 +6,7 @@ A user derives a class from one of the handlers and overrides a step; the rest s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -47,6 +47,11 @@ class ModelHandler:
     def signature(self) -> Signature:
         """The model's own inputs and outputs."""
         return self.predictor.signature
+
+    @property
+    def batches(self) -> bool:
+        """Whether the model can be run for several items at once."""
+        return self.predictor.batches
 
     def initialize(self, context: Context) -> None:
         """Open the model and run it once.
@@ -111,8 +116,18 @@ class ModelHandler:
         raise NotImplementedError
 
     def predict(self, items: list[Any]) -> Sequence[Any]:
-        """Answer items as one batch: preprocess, infer, postprocess."""
-        return self.postprocess(self.infer(self.preprocess(items)), items)
+        """Answer items: preprocess, infer, postprocess; those with an equal `batch_key` as one batch."""
+        answers: list[Any] = [None] * len(items)
+        for members in self._batches(items):
+            batch = [items[index] for index in members]
+            found = self.postprocess(self.infer(self.preprocess(batch)), batch)
+            for index, answer in zip(members, found, strict=True):
+                answers[index] = answer
+        return answers
+
+    def batch_key(self, item: Any) -> Hashable:
+        """Return what items have in common that fit into one batch, such as the size of their inputs."""
+        return None
 
     def preprocess(self, items: list[Any]) -> dict[str, Array]:
         """Turn items into the model's inputs, one row each."""
@@ -129,6 +144,15 @@ class ModelHandler:
     def postprocess(self, outputs: Mapping[str, Array], items: list[Any]) -> Sequence[Any]:
         """Turn the model's outputs into one answer for each item: what `handle` may return in MMS."""
         raise NotImplementedError
+
+    def _batches(self, items: list[Any]) -> Iterable[list[int]]:
+        """Return the places of the items that run together; each runs alone where the model takes one."""
+        if not self.batches:
+            return [[index] for index in range(len(items))]
+        groups: dict[Hashable, list[int]] = {}
+        for index, item in enumerate(items):
+            groups.setdefault(self.batch_key(item), []).append(index)
+        return groups.values()
 
 
 def single_part(parts: Parts, *names: str) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from mms_lite.errors import LoadError
+from mms_lite.errors import BackendMissing, LoadError
 from mms_lite.types import Signature
 from mms_lite.worker.context import Context
 
@@ -50,11 +50,21 @@ def find(handler: str, context: Context) -> Entry:
     """
     path = context.system_properties["model_dir"]
     if handler in READY_MADE and not os.path.isfile(os.path.join(path, f"{handler}.py")):
-        module = importlib.import_module(f"mms_lite.handlers.{handler}")
+        module = _ready_made(handler)
         handler = f"{handler}:{READY_MADE[handler]}"
     else:
         module = _import(handler.partition(":")[0], path)
     return _entry_point(module, handler, context)
+
+
+def _ready_made(handler: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"mms_lite.handlers.{handler}")
+    except ModuleNotFoundError as error:
+        advice = "pip install 'mms-lite[handlers]'"
+        raise BackendMissing(
+            f"the handler {handler} needs {error.name}, which is not installed: {advice}"
+        ) from error
 
 
 def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:

@@ -35,6 +35,16 @@ class Predictor:
         specs = [*self.signature.inputs, *self.signature.outputs]
         return all(spec.shape is None or spec.shape[:1] == (-1,) for spec in specs)
 
+    def input(self, name: str) -> TensorSpec:
+        """Return what the model says of one input.
+
+        Raises:
+            BadTensor: it has none of this name.
+        """
+        if name not in self._inputs:
+            raise BadTensor(f"the model has no input {name!r}; {self._takes()}")
+        return self._inputs[name]
+
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Check the inputs and run the model once; return all outputs, or those that are named.
 
@@ -79,9 +89,7 @@ class Predictor:
             if name not in inputs:
                 raise BadTensor(f"input {name!r} is missing; {self._takes()}")
         for name, array in inputs.items():
-            if name not in self._inputs:
-                raise BadTensor(f"the model has no input {name!r}; {self._takes()}")
-            _check(self._inputs[name], array)
+            _check(self.input(name), array)
             if not self._allow_nan and array.dtype.kind == "f" and np.isnan(array.min()):
                 raise BadTensor(f"input {name!r} has elements that are not numbers (NaN)")
         for name in outputs or ():

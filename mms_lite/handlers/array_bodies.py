@@ -1,0 +1,356 @@
+"""Arrays as the bodies of requests and answers: JSON, .npy and .npz, checked before anything is allocated.
+
+Apart from the tensor handler because what a hostile body may hold is known here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import math
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mms_lite.errors import BadTensor, HandlerError
+from mms_lite.types import TensorSpec
+from mms_lite.worker.tensors import DTYPES, Array
+
+NPY_MAGIC = b"\x93NUMPY"
+ZIP_MAGIC = b"PK\x03\x04"
+_ZIP_ENTRY = b"PK\x01\x02"  # begins each entry of a zip's list
+_MOST_AXES = 32  # numpy's own limit before 2.0
+_MOST_SHOWN = 80  # characters of a value in a message
+_MOST_ELEMENTS = 1 << 60
+_MOST_HEADER_BYTES = 10_000  # numpy's own limit
+_MOST_ENTRIES = 1_000
+_MOST_UNPACKED_BYTES = 256 << 20  # of an .npz that is compressed
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+# numpy.lib.format: the header is a Python dict of three keys; it is matched here, never evaluated.
+_NPY_FIELD = re.compile(
+    r"""(['"])(?P<key>descr|fortran_order|shape)\1\s*:\s*"""
+    r"""(?P<value>'[^']*'|"[^"]*"|True|False|\([\d,\s]*\))\s*(?:,|$)"""
+)
+_NPY_DTYPE = re.compile(r"[<>|=]?[biuf]\d")
+_NUMBERS = frozenset({int, float})
+_JSON_TYPES: dict[str, frozenset[type]] = {  # by numpy's kind: what JSON may bring for it
+    "b": frozenset({bool}),
+    "i": _NUMBERS,
+    "u": _NUMBERS,
+    "f": _NUMBERS,
+    "O": frozenset({str, dict}),
+}
+_JSON_NAMES = {str: "text", bool: "a boolean", dict: "an object", int: "a number", float: "a number"}
+_CASTS = frozenset({"ii", "iu", "ui", "uu", "if", "uf", "ff"})  # numpy's kinds, from and to
+_compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+def misfit(spec: TensorSpec, got: str) -> BadTensor:
+    """Return the error for an input whose value cannot be the model's."""
+    expected = str(spec).removeprefix(f"{spec.name} ")
+    return BadTensor(f"input {spec.name!r} does not fit: the model expects {expected}, got {got}")
+
+
+def from_json(value: Any, spec: TensorSpec, *, allow_nan: bool = False) -> Array:
+    """Return the array of the model's datatype that nested lists hold; its shape is theirs.
+
+    Floats are rounded to the datatype; numbers for integers must be whole. Elements of BYTES are texts, or
+    {"b64": "..."} for what is no text.
+
+    Raises:
+        BadTensor: the lists are ragged, or an element is none of the datatype's.
+    """
+    flat, shape, kinds = _flatten(value, spec)
+    dtype = DTYPES[spec.datatype]
+    allowed = _JSON_TYPES[dtype.kind]
+    if not allowed.issuperset(kinds):
+        at = _first(flat, lambda each: type(each) not in allowed)
+        raise _bad_element(spec, flat, shape, at, _JSON_NAMES.get(type(flat[at]), "null"))
+    if dtype.kind == "f":
+        array = _floats(flat, shape, spec, allow_nan=allow_nan)
+    elif dtype.kind in "iu":
+        array = np.array(_whole(flat, shape, spec), dtype)
+    elif dtype.kind == "O":
+        array = _texts(flat, shape, spec)
+    else:
+        array = np.array(flat, dtype)
+    return array.reshape(shape)
+
+
+def to_json(outputs: Mapping[str, Array]) -> bytes:
+    """Return {name: nested lists} as compact JSON; float32 and float16 in their own shortest digits.
+
+    Raises:
+        HandlerError: an output holds what JSON cannot carry.
+    """
+    pairs = [f"{_compact(name)}:{_json_array(name, array)}" for name, array in outputs.items()]
+    return ("{" + ",".join(pairs) + "}").encode()
+
+
+def from_npy(data: Any, name: str) -> Array:
+    """Return the array of an .npy file (a buffer): native byte order, C order, aligned, writable.
+
+    `name` is the input's, for messages. Source: the format's description, numpy.lib.format.
+
+    Raises:
+        BadTensor: no such file, one of objects, or one of another length than its header says.
+    """
+    view = memoryview(data)
+    header, start = _npy_header(view, name)
+    dtype, order, shape = _npy_fields(header, name)
+    shown = _shortened(header)
+    needed, found = math.prod(shape) * dtype.itemsize, len(view) - start
+    if needed != found:
+        raise BadTensor(
+            f"input {name!r} is not a whole .npy file: its header says {shown}, "
+            f"which is {needed} bytes, and {found} bytes follow"
+        )
+    if not needed:
+        raise BadTensor(f"input {name!r} is empty: the header of its .npy file says {shown}")
+    array = np.frombuffer(view[start:], dtype).reshape(shape, order="F" if order == "True" else "C")
+    return np.require(array, dtype.newbyteorder("="), ["C", "A", "W"])
+
+
+def from_npz(data: Any, names: Sequence[str]) -> dict[str, Array]:
+    """Return the arrays of an .npz file (a buffer), whose entries may have these names.
+
+    Raises:
+        BadTensor: no such file, another entry, or too much in it.
+    """
+    raw = bytes(data)
+    if raw.count(_ZIP_ENTRY) > _MOST_ENTRIES:  # at most as many; told before a list is made of them
+        raise BadTensor(f"the .npz file has more than {_MOST_ENTRIES} entries")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            return {name: from_npy(file, name) for name, file in _npz_entries(archive, names, len(raw))}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        OSError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        raise BadTensor(f"the .npz file cannot be read: {str(error) or 'it is cut short'}") from error
+
+
+def cast(array: Array, spec: TensorSpec) -> Array:
+    """Return an array in the model's datatype where that keeps its values (floats are rounded).
+
+    What has no such cast (floats for integers, booleans) is returned as it is.
+
+    Raises:
+        BadTensor: a value is out of the datatype's range.
+    """
+    wanted = DTYPES[spec.datatype]
+    if array.dtype == wanted or array.dtype.kind + wanted.kind not in _CASTS or not array.size:
+        return array
+    with np.errstate(over="ignore"):
+        done: Array = array.astype(wanted)
+    if wanted.kind == "f":
+        fits = bool((np.isfinite(done) == np.isfinite(array)).all())
+    else:
+        bounds = np.iinfo(wanted)
+        fits = bounds.min <= int(array.min()) and int(array.max()) <= bounds.max
+    if not fits:
+        raise misfit(spec, f"{array.dtype} values out of its range: {array.min()} to {array.max()}")
+    return done
+
+
+def to_npy(array: Array) -> bytes:
+    """Return an array as an .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, order="C"), allow_pickle=False)
+    return file.getvalue()
+
+
+def to_npz(outputs: Mapping[str, Array]) -> bytes:
+    """Return arrays as an .npz file, uncompressed; equal arrays give equal bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in outputs.items():
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _ZIP_EPOCH), to_npy(array))
+    return file.getvalue()
+
+
+def _flatten(value: Any, spec: TensorSpec) -> tuple[list[Any], list[int], set[type]]:
+    """Return the elements of nested lists in C order, the lists' shape, and the elements' types."""
+    items, shape, kinds = [value], list[int](), {type(value)}
+    while list in kinds:
+        if kinds != {list}:
+            raise misfit(spec, f"a ragged list: not all elements {len(shape)} deep are lists")
+        lengths = sorted(set(map(len, items)))
+        if len(lengths) != 1:
+            counts = " and ".join(map(str, lengths[:3]))
+            raise misfit(
+                spec, f"a ragged list: lists beside each other, {len(shape)} deep, have {counts} elements"
+            )
+        if len(shape) == _MOST_AXES:
+            raise misfit(spec, f"lists nested more than {_MOST_AXES} deep")
+        shape += lengths
+        items = list(itertools.chain.from_iterable(items))
+        kinds = set(map(type, items))
+    return items, shape, kinds
+
+
+def _first(flat: Sequence[Any], matches: Callable[[Any], bool]) -> int:
+    return next(index for index, each in enumerate(flat) if matches(each))
+
+
+def _bad_element(
+    spec: TensorSpec, flat: Sequence[Any], shape: Sequence[int], at: int, fault: str
+) -> BadTensor:
+    """Return the error for one element, which says where it stands: [row, column, ...]."""
+    try:
+        shown = json.dumps(flat[at])
+    except RecursionError:
+        shown = "..."
+    place = [int(index) for index in np.unravel_index(at, tuple(shape))] if shape else []
+    return misfit(spec, f"{fault}: {_shortened(shown)} at {place}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
+
+
+def _whole(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> list[int]:
+    if float in set(map(type, flat)):
+        if not all(isinstance(each, int) or each.is_integer() for each in flat):
+            at = _first(flat, lambda each: isinstance(each, float) and not each.is_integer())
+            raise _bad_element(spec, flat, shape, at, "a number that is not whole")
+        flat = list(map(int, flat))
+    bounds = np.iinfo(DTYPES[spec.datatype])
+    if flat and not (bounds.min <= min(flat) and max(flat) <= bounds.max):
+        at = _first(flat, lambda each: not bounds.min <= each <= bounds.max)
+        raise _bad_element(spec, flat, shape, at, f"a number out of range ({bounds.min} to {bounds.max})")
+    return flat
+
+
+def _floats(flat: list[Any], shape: Sequence[int], spec: TensorSpec, *, allow_nan: bool) -> Array:
+    try:
+        exact = np.array(flat, np.float64)
+    except OverflowError:
+        at = _first(flat, lambda each: abs(each) > sys.float_info.max)
+        raise _bad_element(spec, flat, shape, at, "a number out of range") from None
+    with np.errstate(over="ignore"):
+        array: Array = exact.astype(DTYPES[spec.datatype])
+    bad = np.isfinite(exact) & ~np.isfinite(array) if allow_nan else ~np.isfinite(array)
+    if bad.any():
+        at = int(bad.argmax())
+        fault = "a number out of range" if math.isfinite(flat[at]) else "no finite number"
+        raise _bad_element(spec, flat, shape, at, fault)
+    return array
+
+
+def _texts(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> Array:
+    array = np.empty(len(flat), np.object_)
+    for index, each in enumerate(flat):
+        try:
+            array[index] = _text(each)
+        except (TypeError, ValueError) as error:
+            fault = 'neither a text nor {"b64": "..."}'
+            raise _bad_element(spec, flat, shape, index, fault) from error
+    return array
+
+
+def _text(element: Any) -> bytes:
+    if isinstance(element, str):
+        return element.encode("utf-8")
+    (encoded,) = element.values()
+    if "b64" not in element:
+        raise ValueError("no b64")
+    return base64.b64decode(encoded, validate=True)
+
+
+def _json_array(name: str, array: Array) -> str:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise HandlerError(
+            f"the output {name!r} holds NaN or Infinity, which JSON cannot carry; "
+            "with Accept: application/x-npz the answer can"
+        )
+    if not array.size:
+        return _compact(array.tolist())
+    flat = array.reshape(-1)
+    if array.dtype.kind in "OSU":
+        texts = [_compact(_json_text(each)) for each in flat.tolist()]
+    elif array.dtype in (np.float32, np.float16):
+        # Python's float of a float32 is 0.10000000149011612: longer to write and to send than its own 0.1.
+        texts = list(map(str, flat))
+    else:
+        return _compact(array.tolist())
+    for length in reversed(array.shape):
+        texts = ["[" + ",".join(texts[at : at + length]) + "]" for at in range(0, len(texts), length)]
+    return texts[0]
+
+
+def _json_text(element: Any) -> Any:
+    if not isinstance(element, bytes):
+        return str(element)
+    try:
+        return element.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(element).decode("ascii")}
+
+
+def _npy_header(view: memoryview, name: str) -> tuple[str, int]:
+    """Return the header's text, and where the array's bytes begin."""
+    head = bytes(view[: 12 + _MOST_HEADER_BYTES])
+    if not head.startswith(NPY_MAGIC) or len(head) < 12 or head[6] not in (1, 2, 3):
+        raise BadTensor(f"input {name!r} is not an .npy file")
+    start, layout = (10, "<H") if head[6] == 1 else (12, "<I")
+    (length,) = struct.unpack_from(layout, head, 8)
+    if length > _MOST_HEADER_BYTES:
+        raise BadTensor(
+            f"input {name!r} has an .npy header of {length} bytes; the most is {_MOST_HEADER_BYTES}"
+        )
+    if start + length > len(view):
+        raise BadTensor(f"input {name!r} is an .npy file that ends in its header")
+    return head[start : start + length].decode("latin-1").strip(), start + length
+
+
+def _npy_fields(header: str, name: str) -> tuple[np.dtype[Any], str, tuple[int, ...]]:
+    """Return datatype, "True" for Fortran order, and shape."""
+    shown = _shortened(header)
+    found = {match["key"]: match["value"] for match in _NPY_FIELD.finditer(header.strip("{} "))}
+    if "O" in found.get("descr", ""):
+        raise BadTensor(f"input {name!r} is an .npy file of Python objects, which are never read: {shown}")
+    try:
+        descr, order, stated = found["descr"][1:-1], found["fortran_order"], found["shape"]
+        dtype = np.dtype(descr) if _NPY_DTYPE.fullmatch(descr) else None
+        shape = tuple(int(length) for length in stated.strip("()").split(",") if length.strip())
+    except (KeyError, TypeError, ValueError):  # a key is missing, numpy has no such type, no number
+        dtype, shape = None, ()
+    known = dtype is not None and dtype.newbyteorder("=") in DTYPES.values()
+    if dtype is None or not known or len(shape) > _MOST_AXES or math.prod(shape) > _MOST_ELEMENTS:
+        raise BadTensor(f"input {name!r} is an .npy file with a header that cannot be used: {shown}")
+    return dtype, order, shape
+
+
+def _npz_entries(
+    archive: zipfile.ZipFile, names: Sequence[str], size_bytes: int
+) -> Iterator[tuple[str, bytes]]:
+    entries = archive.infolist()
+    found = [entry.filename.removesuffix(".npy") for entry in entries]
+    wanted = ", ".join(f"{name}.npy" for name in names)
+    for name, entry in zip(found, entries, strict=True):
+        if name not in names or found.count(name) > 1:
+            raise BadTensor(f"the .npz file should have one each of {wanted}; got: {entry.filename!r}")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
+            raise BadTensor(f"input {name!r} is compressed or encrypted in a way that is not read")
+    total, most = sum(entry.file_size for entry in entries), max(_MOST_UNPACKED_BYTES, size_bytes)
+    if total > most:
+        raise BadTensor(f"the .npz file unpacks to {total} bytes; the most is {most}")
+    for name, entry in zip(found, entries, strict=True):
+        with archive.open(entry) as file:
+            # Never without a number: it would unpack more than the entry says, and then cut it off.
+            yield name, file.read(entry.file_size)

@@ -1,0 +1,102 @@
+"""Small nets for image handlers, of which one can tell the answer by looking, and how they are opened."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from mms_lite.handlers.model_handler import ModelHandler
+from mms_lite.worker.context import Context
+
+PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
+COLORS = ("red", "green", "blue")
+FLOAT, UINT8, INT8 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8
+_OPSET, _IR_VERSION = 13, 8
+
+Handler = TypeVar("Handler", bound=ModelHandler)
+Node = helper.make_node
+
+
+def write(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, tuple[int, Sequence[Any]]],
+    outputs: dict[str, tuple[int, Sequence[Any]]],
+    **weights: Any,
+) -> Path:
+    """Write an ONNX graph; inputs and outputs are name -> (type, shape)."""
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def mean_color(
+    path: Path,
+    *,
+    rows: int | str = "N",
+    size: Sequence[int | str] = (8, 8),
+    layout: str = "NCHW",
+    kind: int = FLOAT,
+    last: Sequence[onnx.NodeProto] = (),
+) -> Path:
+    """Write a net whose output `prob` [rows,3] is the mean of each channel; `last` goes from mean to prob."""
+    shape = [rows, 3, *size] if layout == "NCHW" else [rows, *size, 3]
+    axes = [2, 3] if layout == "NCHW" else [1, 2]
+    nodes = [
+        Node("Cast", ["data"], ["values"], to=FLOAT),
+        Node("ReduceMean", ["values"], ["mean"], axes=axes, keepdims=0),
+        *(last or [Node("Identity", ["mean"], ["prob"])]),
+    ]
+    return write(path, nodes, {"data": (kind, shape)}, {"prob": (FLOAT, [rows, 3])})
+
+
+def opened(cls: type[Handler], model: Path, labels: Sequence[str] | None = COLORS, **config: Any) -> Handler:
+    """Return a handler that has loaded a model, as out of an archive in the model's folder."""
+    handler = cls()
+    handler.initialize(context(model, labels, **config))
+    return handler
+
+
+def context(model: Path, labels: Sequence[str] | None = COLORS, **config: Any) -> Context:
+    """Return the context of an archive of this model."""
+    manifest: dict[str, Any] = {
+        "backend": "onnxruntime",
+        "modelFiles": [model.name],
+        "handlerConfig": config,
+    }
+    if labels is not None:
+        (model.parent / "labels.json").write_text(json.dumps(labels))
+        manifest["labels"] = "labels.json"
+    return Context("model", str(model.parent), {"model": manifest}, 1, None, "1")
+
+
+def answers(handler: ModelHandler, *bodies: Any) -> list[Any]:
+    """Have a handler answer bodies as one batch."""
+    return handler.handle([{"body": body} for body in bodies], Context("model", "", None, 1, None, "1"))
+
+
+def png(color: str | tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> bytearray:
+    """Return a PNG file of one colour."""
+    return encoded(Image.new("RGB", size, color))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytearray:
+    """Return a picture as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return bytearray(file.getvalue())
