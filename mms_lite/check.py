@@ -27,6 +27,7 @@ from mms_lite.worker import samples
 
 _MAX_FRAME_BYTES = 1 << 30
 _SHOWN_CHARACTERS = 2000
+_SHOWN_LINES = 30
 _SHOWN_LOG_LINES = 20
 
 
@@ -130,8 +131,10 @@ def _shown_output(output: Tensor) -> Sequence[str]:
         text = bytes(data).decode("utf-8")
     except UnicodeDecodeError:
         return [f"{len(data)} bytes of {output.content_type or 'binary data'}"]
-    more = f"\n... {len(text)} characters in all" if len(text) > _SHOWN_CHARACTERS else ""
-    return f"{text[:_SHOWN_CHARACTERS]}{more}".splitlines()
+    lines = text[:_SHOWN_CHARACTERS].splitlines()
+    if len(text) <= _SHOWN_CHARACTERS and len(lines) <= _SHOWN_LINES:
+        return lines
+    return [*lines[:_SHOWN_LINES], f"... {len(text)} characters in all"]
 
 
 _numbers = itertools.count(1)
