@@ -94,6 +94,20 @@ def to_tensor(name: str, array: Array) -> Tensor:
     return Tensor(name, kind, array.shape, native.reshape(-1).view(np.uint8).data)
 
 
+def texts(name: str, array: Array) -> Array:
+    """Return an input of datatype BYTES with elements of type `str`, which is what frameworks take.
+
+    Raises:
+        BadTensor: an element is not UTF-8.
+    """
+    found = np.empty(array.size, np.object_)
+    try:
+        found[:] = [e.decode("utf-8") if isinstance(e, bytes) else str(e) for e in array.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise BadTensor(f"input {name!r} has text that is not UTF-8") from error
+    return found.reshape(array.shape)
+
+
 def _elements(tensor: Tensor) -> Array:
     data, at = memoryview(tensor.data), 0
     count = math.prod(tensor.shape)
