@@ -42,8 +42,8 @@ class Layers(Protocol):
     def concat(self, left: Any, right: Any) -> Any:
         """Join the channels of two values."""
 
-    def mean(self, value: Any) -> Any:
-        """Average each channel over the whole image: [N, channels]."""
+    def mean(self, value: Any, window: int = 0) -> Any:
+        """Average each channel over the whole image, or its first `window` rows and columns."""
 
     def dense(self, value: Any, name: str) -> Any:
         """Multiply [N, in] by a kernel and add a bias: [N, out]."""
@@ -89,7 +89,10 @@ def bottleneck(net: Layers, value: Any, name: str, stride: int, projects: bool) 
 
 
 def squeezenet(net: Layers, image: Any) -> Any:
-    """SqueezeNet 1.1 (Iandola et al. 2016), with the names of Keras."""
+    """SqueezeNet 1.1 (Iandola et al. 2016), with the names of Keras and the pooling of Gluon's squeezenet1_1.
+
+    As in Caffe, windows that reach over the edge count; so the last map has 14 rows, of which Gluon takes 13.
+    """
     value = net.max_pool(net.relu(net.conv(image, "conv1", stride=2)))
     for number in range(2, 10):
         fire = f"fire{number}/"
@@ -99,8 +102,8 @@ def squeezenet(net: Layers, image: Any) -> Any:
             net.relu(net.conv(value, f"{fire}expand3x3", pads=(1, 1, 1, 1))),
         )
         if number in (3, 5):
-            value = net.max_pool(value)
-    return net.softmax(net.mean(net.relu(net.conv(value, "conv10"))))
+            value = net.max_pool(value, pads=(0, 0, 1, 1))
+    return net.softmax(net.mean(net.relu(net.conv(value, "conv10")), window=13))
 
 
 # Of EfficientNet-B0's 16 blocks: the channels that go in, the depthwise kernel's size and its stride.

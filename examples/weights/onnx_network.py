@@ -63,8 +63,13 @@ class Graph:
     def concat(self, left: str, right: str) -> str:
         return self.node("Concat", [left, right], axis=1)
 
-    def mean(self, value: str) -> str:
-        return self.node("Flatten", [self.node("GlobalAveragePool", [value])], axis=1)
+    def mean(self, value: str, window: int = 0) -> str:
+        if window:
+            size = (window, window)
+            pooled = self.node("AveragePool", [value], kernel_shape=size, strides=size)
+        else:
+            pooled = self.node("GlobalAveragePool", [value])
+        return self.node("Flatten", [pooled], axis=1)
 
     def dense(self, value: str, name: str) -> str:
         return self.node("Gemm", [value, *self.weights(name)], transB=1)

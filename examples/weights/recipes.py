@@ -190,8 +190,8 @@ RECIPES = {
         Recipe(
             "squeezenet1_1_onnx",
             "SqueezeNet 1.1 as ONNX (5 MB)",
-            version=1,
-            files={"squeezenet1.1.onnx": "25fc810bee000833914b21c5821de472de004ab31f20d7a4bea71d4231296ec5"},
+            version=2,
+            files={"squeezenet1.1.onnx": "1e4a39c47390c8c402d908a3025c20248856bb54e1ad0074e524902418f13ab7"},
             sources=(Source(SQUEEZENET, partial(conversion.to_onnx, "squeezenet1.1")),),
             needs=ONNX,
         ),
@@ -216,7 +216,7 @@ RECIPES = {
         Recipe(
             "squeezenet1_1_torch",
             "SqueezeNet 1.1 for PyTorch: TorchScript and exported program (5 MB)",
-            version=1,
+            version=2,
             files={"squeezenet1.1.pt": "", "squeezenet1.1.pt2": ""},
             sources=(Source(SQUEEZENET, partial(conversion.to_torch, "squeezenet1.1")),),
             needs=TORCH,

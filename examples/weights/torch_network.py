@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ class TorchNetwork(torch.nn.Module):
         return functional.relu6(value)
 
     def max_pool(self, value: torch.Tensor, pads: Pads = NO_PADS) -> torch.Tensor:
-        return functional.max_pool2d(value, 3, 2, pads[:2])
+        above, left, below, right = pads
+        value = functional.pad(value, (left, right, above, below), value=-math.inf)
+        return functional.max_pool2d(value, 3, 2)
 
     def add(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return left + right
@@ -50,8 +53,8 @@ class TorchNetwork(torch.nn.Module):
     def concat(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         return torch.cat((left, right), 1)
 
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        return value.mean((2, 3))
+    def mean(self, value: torch.Tensor, window: int = 0) -> torch.Tensor:
+        return value[:, :, : window or None, : window or None].mean((2, 3))
 
     def dense(self, value: torch.Tensor, name: str) -> torch.Tensor:
         return functional.linear(value, *self.weights(name))

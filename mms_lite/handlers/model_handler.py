@@ -78,6 +78,10 @@ class ModelHandler:
         except ServingError as error:
             raise InvalidArchive(f"the model cannot run as it is configured: {error.message}") from error
 
+    def close(self) -> None:
+        """Let go of the model."""
+        self.predictor.close()
+
     def handle(self, data: Sequence[Parts], context: Context) -> list[Any]:
         """Answer a batch: for each request its answer, or the error that it gets instead.
 

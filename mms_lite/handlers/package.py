@@ -25,13 +25,15 @@ _BACKEND_KEYS = ("inputs", "outputs", "threads", "options")
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One unpacked archive. `files` are the model's, the primary first; `config` is the handler's."""
+    """One unpacked archive: `files` are the model's, the primary first; `config` is the handler's."""
 
     folder: Path
     backend: str
     files: tuple[Path, ...]
     labels: tuple[str, ...] | None
     config: Mapping[str, Any]
+    model: str = "model"
+    version: str = "1"
 
     @classmethod
     def of(cls, context: Context) -> Package:
@@ -56,6 +58,8 @@ class Package:
             files=tuple(_existing(folder, name) for name in model["modelFiles"]),
             labels=_read_labels(_existing(folder, labels)) if labels else None,
             config=config,
+            model=context.model_name,
+            version=str(model.get("modelVersion") or "1"),
         )
 
     def file(self, name: str) -> Path:
@@ -108,6 +112,8 @@ def backend_settings(
         raise InvalidArchive("the handler config's backend.options is not an object")
     return BackendSettings(
         files=package.files,
+        model=package.model,
+        version=package.version,
         threads=threads,
         device=device,
         inputs=_specs(stated, "inputs"),

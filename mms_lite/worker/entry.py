@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -34,11 +34,15 @@ READY_MADE = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A handler that has loaded its model. The signature is empty where it takes raw bodies only."""
+    """A handler that has loaded its model; `close` is set for ready-made ones and those derived from them.
+
+    The signature is empty where it takes raw bodies only.
+    """
 
     call: Call
     module: ModuleType
-    signature: Signature
+    signature: Signature = field(default_factory=Signature)
+    close: Callable[[], None] | None = None
 
 
 def find(handler: str, context: Context) -> Entry:
@@ -78,7 +82,7 @@ def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:
         entry = getattr(module, function, None)
         if entry is not None and not inspect.isclass(entry):
             entry(None, context)  # MMS's convention: a first call without data loads the model
-            return Entry(entry, module, Signature())
+            return Entry(entry, module)
         cls = entry if entry is not None else _only_class(module, handler, function)
         service = cls()
     for method in ("initialize", "handle"):
@@ -86,7 +90,9 @@ def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:
             raise LoadError(f"class {cls.__name__} of handler {handler} has no method {method!r}")
     service.initialize(context)
     signature = getattr(service, "signature", None)
-    return Entry(service.handle, module, signature if isinstance(signature, Signature) else Signature())
+    if isinstance(signature, Signature):
+        return Entry(service.handle, module, signature, service.close)
+    return Entry(service.handle, module)
 
 
 def _is_legacy(manifest: Any) -> bool:

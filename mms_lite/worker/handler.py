@@ -60,6 +60,7 @@ class MmsHandler:
     def __init__(self, entry: Entry, context: Context, *, name: str, isolate: bool, decode: bool) -> None:
         self.signature = entry.signature
         self._call_entry = entry.call
+        self._close_entry = entry.close
         self._context = context
         self._module = entry.module
         self._name = name
@@ -100,7 +101,9 @@ class MmsHandler:
 
     def close(self) -> None:
         """Let go of the model, so that its destructors run while they can still log."""
-        del self._call_entry
+        if self._close_entry is not None:
+            self._close_entry()
+        del self._call_entry, self._close_entry
         if self._module.__name__.startswith("mms_lite."):  # not the model's own, and shared by threads
             return
         names = vars(self._module)

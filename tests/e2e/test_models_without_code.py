@@ -22,7 +22,7 @@ MODULES = {"opencv": "cv2"}
 
 # Class and probability that the networks' frameworks give for these photos, with Pillow's bicubic scaling.
 RESNET = {COFFEE: ("espresso", 0.994), CHELSEA: ("Egyptian cat", 0.744)}
-SQUEEZENET = {COFFEE: ("espresso", 0.942), CHELSEA: ("Egyptian cat", 0.495)}
+SQUEEZENET = {COFFEE: ("espresso", 0.953), CHELSEA: ("Egyptian cat", 0.521)}
 EFFICIENTNET = {COFFEE: ("espresso", 0.951), CHELSEA: ("tiger cat", 0.385)}
 MOBILENET = {COFFEE: ("espresso", 0.991), CHELSEA: ("tabby", 0.475)}
 CLASSIFIERS = {

@@ -25,9 +25,12 @@ class BackendSettings:
     """What a backend opens: `files` are existing paths, the primary first; `device` None means the CPU.
 
     `inputs` and `outputs` are what the archive declares of them; `options` go to the framework as they are.
+    `model` and `version` name the model.
     """
 
     files: tuple[Path, ...]
+    model: str = "model"
+    version: str = "1"
     threads: int = 1
     device: int | None = None
     inputs: tuple[TensorSpec, ...] = ()

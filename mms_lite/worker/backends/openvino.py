@@ -31,8 +31,9 @@ _DATATYPES = {
     "f64": "FP64",
     "string": BYTES,
 }
-# Workers share the cores: pinned, the threads of each of them would sit on the same first ones.
-_ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False}
+# Workers share the cores: pinned, the threads of each of them would sit on the same first ones. Left to itself
+# OpenVINO computes in bfloat16 where the CPU has it, which moves probabilities by hundredths.
+_ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
 _ON_GPU = {"PERFORMANCE_HINT": "LATENCY"}
 _SOURCE_LINE = re.compile(r"^Exception from |failed at \S+:\d+:$|^FrontEnd API failed ")
 _FOLDER = re.compile(r'"/[^"]*/')
@@ -44,8 +45,9 @@ class OpenVinoBackend:
     """A model compiled by OpenVINO: IR, ONNX, TensorFlow (frozen graph, SavedModel, Lite) or Paddle.
 
     The options that an archive may give are OpenVINO's properties, such as {"INFERENCE_PRECISION_HINT":
-    "f32"}: without it CPUs that have bfloat16 compute in it. Inputs that the archive declares get the
-    declared shape before the model is compiled, so that a batch that is fixed in the file can be freed.
+    "bf16"}: faster where the CPU has it, and less exact than our default of f32. Inputs that the archive
+    declares get the declared shape before the model is compiled, so that a batch that is fixed in the file
+    can be freed.
     """
 
     def __init__(
@@ -110,8 +112,8 @@ class OpenVinoBackend:
             for name, array in inputs.items()
         }
         try:
-            # `infer` would keep quiet about shapes that do not suit each other, where there is one thread, and
-            # leave the last answer as this one's (seen in 2026.4.1).
+            # With one thread, `infer` keeps quiet about shapes that do not suit each other and leaves the
+            # last answer in place of this one (2026.4.1).
             self._request.start_async(feed, share_inputs=True)
             self._request.wait()
         except RuntimeError as error:

@@ -75,7 +75,7 @@ class PythonBackend:
         config["output"] = [_triton(spec, batched) for spec in outputs]
         model = model_class()
         if hasattr(model, "initialize"):
-            model.initialize(_arguments(config, source, settings.device))
+            model.initialize(_arguments(config, source, settings))
         return cls(model, inputs, outputs, config["max_batch_size"])
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -158,7 +158,7 @@ def _model_class(module: ModuleType, source: Path) -> Any:
 def _config(source: Path, settings: BackendSettings) -> dict[str, Any]:
     """Return the model's configuration without its tensors (Triton, model_config.proto)."""
     return {
-        "name": source.stem,
+        "name": settings.model,
         "platform": "",
         "backend": "python",
         "max_batch_size": 0,
@@ -170,15 +170,15 @@ def _config(source: Path, settings: BackendSettings) -> dict[str, Any]:
     }
 
 
-def _arguments(config: Mapping[str, Any], source: Path, device: int | None) -> dict[str, str]:
+def _arguments(config: Mapping[str, Any], source: Path, settings: BackendSettings) -> dict[str, str]:
     """Return what `initialize` gets (Triton Python backend, README, "initialize")."""
     return {
         "model_config": json.dumps(config),
-        "model_instance_kind": "CPU" if device is None else "GPU",
+        "model_instance_kind": "CPU" if settings.device is None else "GPU",
         "model_instance_name": f"{config['name']}_0_0",
-        "model_instance_device_id": str(device or 0),
+        "model_instance_device_id": str(settings.device or 0),
         "model_repository": str(source.parent),
-        "model_version": "1",
+        "model_version": settings.version,
         "model_name": config["name"],
     }
 

@@ -1,0 +1,93 @@
+"""What a worker does with a model file from load to end: samples, handlers that are missing, letting go."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+from packed import FLOAT, ask, load, write_net
+
+from mms_lite.errors import BackendMissing, InvalidArchive
+from mms_lite.worker import handler, samples
+
+PYTHON_MODEL = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", pb_utils.get_input_tensor_by_name(
+            each, "x").as_numpy())]) for each in requests]
+
+    def finalize(self):
+        open(__file__ + ".finalized", "w").close()
+"""
+TENSORS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
+
+
+def write_double(folder: Path) -> None:
+    two = np.array(2, np.float32)
+    nodes = [helper.make_node("Mul", ["x", "two"], ["y"])]
+    write_net(folder / "model.onnx", nodes, {"x": (FLOAT, ("N", 3))}, ("y", ("N", 3)), constants={"two": two})
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "fault"),
+    [
+        ("good.json", b'{"x": [[1, 2, 3]]}', None),
+        ("wide.json", b'{"x": [[1, 2]]}', r"its sample samples/wide\.json: input 'x' does not fit"),
+        ("broken.npy", b"\x93NUMPY", r"its sample samples/broken\.npy: "),
+    ],
+)
+def test_a_model_is_ready_only_when_it_answers_its_samples(
+    tmp_path: Path, name: str, body: bytes, fault: str | None
+) -> None:
+    write_double(tmp_path)
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / name).write_bytes(body)
+    manifest = {"model": {"samples": [f"samples/{name}"]}}
+    model = load("tensor", tmp_path)
+    if fault is None:
+        samples.run(model, str(tmp_path), manifest)
+        return
+    with pytest.raises(InvalidArchive, match=fault):
+        samples.run(model, str(tmp_path), manifest)
+
+
+def test_a_sample_outside_the_archive_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArchive, match=r"the sample \.\./secret is not in the archive"):
+        list(samples.read(str(tmp_path), {"model": {"samples": ["../secret"]}}))
+
+
+def test_a_model_is_let_go_of_when_its_handler_is(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(PYTHON_MODEL)
+    config = {"backend": {"inputs": TENSORS, "outputs": [{**TENSORS[0], "name": "y"}]}}
+    model = {"backend": "python", "modelFiles": ["model.py"], "handlerConfig": config}
+    loaded = handler.load(
+        {
+            "name": "m",
+            "path": str(tmp_path),
+            "handler": "tensor",
+            "manifest": {"model": model},
+            "batch_size": 1,
+            "device": None,
+            "isolate_failures": True,
+            "decode_input_request": True,
+        }
+    )
+    (outcome,) = ask(loaded, b'{"x": [[1, 2, 3]]}', kind="application/json")
+    assert json.loads(bytes(outcome.outputs[0].data)) == {"y": [[1, 2, 3]]}
+    assert not (tmp_path / "model.py.finalized").exists()
+    loaded.close()
+    assert (tmp_path / "model.py.finalized").exists()
+
+
+def test_a_handler_whose_library_is_missing_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_double(tmp_path)
+    monkeypatch.delitem(sys.modules, "mms_lite.handlers.text_embedder", raising=False)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(BackendMissing, match=r"needs tokenizers.*pip install 'mms-lite\[handlers\]'"):
+        load("text_embedder", tmp_path)

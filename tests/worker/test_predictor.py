@@ -1,0 +1,185 @@
+"""The Predictor's own work on a backend that says and counts what it is asked: checks, batches, warm-up."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mms_lite.errors import BadTensor, HandlerError, OutOfMemory, ServingError
+from mms_lite.types import BYTES, TensorSpec
+from mms_lite.worker.predictor import Predictor
+
+A = TensorSpec("a", "FP32", (-1, 2))
+B = TensorSpec("b", "INT64", (-1,))
+Inputs = Mapping[str, np.ndarray]
+
+
+class Sum:
+    """A backend: `y` is a row's sum plus b. It keeps what it was asked."""
+
+    metadata: Mapping[str, str] = {"graph": "sum"}
+
+    def __init__(
+        self, inputs: Sequence[TensorSpec] = (A, B), outputs: Sequence[TensorSpec] | None = None
+    ) -> None:
+        self.inputs = inputs
+        self.outputs = outputs or (TensorSpec("y", "FP32", (-1,)), TensorSpec("twice", "FP32", (-1,)))
+        self.asked: list[tuple[dict[str, np.ndarray], list[str]]] = []
+        self.fault: Exception | None = None
+        self.closed = False
+
+    def infer(self, inputs: Inputs, outputs: Sequence[str]) -> dict[str, Any]:
+        self.asked.append((dict(inputs), list(outputs)))
+        if self.fault is not None:
+            raise self.fault
+        y = inputs["a"].sum(-1) + inputs["b"]
+        found = {"y": y.astype(np.float32), "twice": (2 * y).astype(np.float32)}
+        return {name: found[name] for name in outputs}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def row(first: float, b: int, rows: int = 1) -> dict[str, np.ndarray]:
+    return {"a": np.full((rows, 2), first, np.float32), "b": np.full(rows, b, np.int64)}
+
+
+def values(answers: Sequence[dict[str, np.ndarray] | ServingError], output: str = "y") -> list[Any]:
+    return [each[output].tolist() if isinstance(each, dict) else type(each).__name__ for each in answers]
+
+
+def test_requests_that_fit_together_run_once_and_each_gets_its_rows() -> None:
+    backend = Sum()
+    answers = Predictor(backend).infer_each([row(1, 0), row(2, 10, rows=2), row(3, 20)])
+    assert values(answers) == [[2], [14, 14], [26]]
+    assert values(answers, "twice") == [[4], [28, 28], [52]]
+    assert [inputs["a"].shape for inputs, _ in backend.asked] == [(4, 2)]
+
+
+def test_a_bad_request_gets_its_error_and_the_others_run_without_it() -> None:
+    backend = Sum()
+    bad = {"a": np.ones((1, 3), np.float32), "b": np.ones(1, np.int64)}
+    answers = Predictor(backend).infer_each([row(1, 0), bad, {}, row(2, 0)])
+    assert values(answers) == [[2], "BadTensor", "BadTensor", [4]]
+    assert len(backend.asked) == 1
+
+
+def test_requests_of_different_lengths_are_different_batches() -> None:
+    a = TensorSpec("a", "FP32", (-1, -1))
+    backend = Sum((a, B))
+    long = {"a": np.ones((1, 5), np.float32), "b": np.zeros(1, np.int64)}
+    assert values(Predictor(backend).infer_each([row(1, 0), long, row(2, 0), long])) == [[2], [5], [4], [5]]
+    assert [inputs["a"].shape for inputs, _ in backend.asked] == [(2, 2), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (TensorSpec("a", "FP32", (1, 2)), TensorSpec("b", "INT64", (1,))),  # the batch is fixed
+        (A, TensorSpec("b", "INT64", ())),  # one that has no rows
+        (A, TensorSpec("b", "INT64", None)),  # one whose rows are not known to be rows
+    ],
+)
+def test_requests_that_cannot_be_joined_run_alone(inputs: Sequence[TensorSpec]) -> None:
+    backend = Sum(inputs)
+    scalar = inputs[1].shape in {(), None}
+    requests = [{**row(n, 0), **({"b": np.array(n)} if scalar else {})} for n in (1, 2)]
+    expected = [[3], [6]] if scalar else [[2], [4]]
+    assert values(Predictor(backend).infer_each(requests)) == expected
+    assert len(backend.asked) == 2
+
+
+def test_inputs_of_one_request_with_different_numbers_of_rows_are_not_joined_with_others() -> None:
+    backend = Sum()
+    odd = {"a": np.ones((3, 2), np.float32), "b": np.ones(1, np.int64)}
+    assert values(Predictor(backend).infer_each([row(1, 0), odd, row(2, 0)])) == [[2], [3, 3, 3], [4]]
+    assert [len(inputs["a"]) for inputs, _ in backend.asked] == [2, 3]
+
+
+def test_a_model_that_answers_a_batch_with_other_rows_is_told_of() -> None:
+    class First(Sum):
+        def infer(self, inputs: Inputs, outputs: Sequence[str]) -> dict[str, Any]:
+            return {name: found[:1] for name, found in super().infer(inputs, outputs).items()}
+
+    with pytest.raises(HandlerError, match=r"the output 'y' has the shape \[1\] for a batch of 2 rows"):
+        Predictor(First()).infer_each([row(1, 0), row(2, 0)])
+
+
+def test_a_fault_of_the_model_reaches_the_caller() -> None:
+    backend = Sum()
+    backend.fault = OutOfMemory("no room")
+    with pytest.raises(OutOfMemory, match="no room"):
+        Predictor(backend).infer_each([row(1, 0), row(2, 0)])
+
+
+def test_only_the_outputs_that_are_asked_for_are_computed() -> None:
+    backend = Sum()
+    predictor = Predictor(backend)
+    assert list(predictor.infer(row(1, 0), ["twice"])) == ["twice"]
+    assert list(predictor.infer(row(1, 0))) == ["y", "twice"]
+    assert [each["twice"].tolist() for each in predictor.infer_each([row(1, 0)] * 2, ["twice"])] == [[4], [4]]
+    assert [outputs for _, outputs in backend.asked] == [["twice"], ["y", "twice"], ["twice"]]
+
+
+def test_the_backend_gets_arrays_in_c_order() -> None:
+    backend = Sum()
+    turned = np.ones((2, 4), np.float32).T
+    Predictor(backend).infer({"a": turned, "b": np.zeros(4, np.int64)})
+    assert backend.asked[0][0]["a"].flags.c_contiguous
+
+
+def test_nan_goes_in_only_where_it_is_allowed_and_infinity_always() -> None:
+    with pytest.raises(BadTensor, match=r"input 'a' has elements that are not numbers \(NaN\)"):
+        Predictor(Sum()).infer(row(np.nan, 0))
+    assert np.isnan(Predictor(Sum(), allow_nan=True).infer(row(np.nan, 0))["y"]).all()
+    assert np.isinf(Predictor(Sum()).infer(row(np.inf, 0))["y"]).all()
+
+
+def test_an_input_of_any_rank_and_one_of_text_are_checked_for_their_datatype() -> None:
+    predictor = Predictor(Sum((TensorSpec("a", "FP32", None), TensorSpec("b", BYTES, (-1,)))))
+    text = np.array([b"x"], np.object_)
+    predictor.check({"a": np.ones((1, 1, 1), np.float32), "b": text})
+    predictor.check({"a": np.ones(3, np.float32), "b": np.array(["x"])})
+    with pytest.raises(
+        BadTensor, match=r"input 'a' does not fit: the model expects FP32 \[...\], got FP64 \[3\]"
+    ):
+        predictor.check({"a": np.ones(3), "b": text})
+    with pytest.raises(BadTensor, match=r"input 'b' .*expects BYTES \[-1\], got INT64 \[1\]"):
+        predictor.check({"a": np.ones(3, np.float32), "b": np.ones(1, np.int64)})
+
+
+def test_what_the_model_says_of_one_input_can_be_asked() -> None:
+    predictor = Predictor(Sum())
+    assert predictor.input("b") == B
+    with pytest.raises(BadTensor, match=r"no input 'c'; the model takes: a FP32 \[-1,2\]; b INT64 \[-1\]"):
+        predictor.input("c")
+
+
+def test_a_warm_up_runs_one_row_of_zeros() -> None:
+    backend = Sum()
+    Predictor(backend).warm_up()
+    ((inputs, outputs),) = backend.asked
+    assert {name: array.tolist() for name, array in inputs.items()} == {"a": [[0, 0]], "b": [0]}
+    assert outputs == ["y", "twice"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        TensorSpec("a", "FP32", (-1, -1)),  # who knows how long
+        TensorSpec("a", "FP32", None),
+        TensorSpec("a", BYTES, (-1, 2)),
+        TensorSpec("a", "FP32", (1, 1 << 40)),  # more than a warm-up should take
+    ],
+)
+def test_no_warm_up_where_only_the_user_knows_an_input(spec: TensorSpec) -> None:
+    backend = Sum((spec, B))
+    Predictor(backend).warm_up()
+    assert backend.asked == []
+
+
+def test_closing_lets_go_of_the_backend() -> None:
+    backend = Sum()
+    Predictor(backend).close()
+    assert backend.closed
