@@ -29,27 +29,29 @@ def rows(found: list[dict[str, Any]]) -> Iterator[str]:
     for each in found:
         model, _, backend = each["name"].partition("-")
         models[model].append({**each, "backend": backend})
-    yield "| model | backend | best of the photo | load, s | answer, ms | worker, MiB |"
+    yield "| model | backend | answer to the photo | load, s | answer, ms | worker, MiB |"
     yield "|---|---|---|---|---|---|"
     for model, measured in sorted(models.items()):
         for each in measured:
             _compare(model, measured[0], each)
             yield (
-                f"| {model} | {each['backend']} | {_best(each['answer'])} | {each['load_s']:.1f} "
+                f"| {model} | {each['backend']} | {_words(each['answer'])} | {each['load_s']:.1f} "
                 f"| {each['median_ms']:.1f} | {each['memory_mib']:.0f} |"
             )
 
 
-def _best(answer: list[dict[str, Any]]) -> str:
-    first = answer[0]
-    if "class" in first:
-        return f"{first['class'].split(',')[0]} {first['probability']:.3f}"
-    return f"{first['label']} {first['score']:.3f}"
+def _keys(item: dict[str, Any]) -> tuple[str, str]:
+    return ("class", "probability") if "class" in item else ("label", "score")
+
+
+def _words(answer: list[dict[str, Any]]) -> str:
+    named = [(item, *_keys(item)) for item in answer]
+    return ", ".join(f"{item[key].split(',')[0]} {item[value]:.3f}" for item, key, value in named)
 
 
 def _compare(model: str, one: dict[str, Any], other: dict[str, Any]) -> None:
     for first, second in zip(one["answer"], other["answer"], strict=True):
-        key, value = ("class", "probability") if "class" in first else ("label", "score")
+        key, value = _keys(first)
         # Classes that are equally unlikely may change places.
         same = first[key] == second[key] or max(first[value], second[value]) < TOLERANCE
         if not same or abs(first[value] - second[value]) > TOLERANCE:

@@ -31,7 +31,7 @@ _DATATYPES = {
     "f64": "FP64",
     "string": BYTES,
 }
-# Workers share the cores: pinned, the threads of each of them would sit on the same first ones. Left to itself
+# Workers share the cores: pinned, the threads of each would sit on the same first ones. Left to itself
 # OpenVINO computes in bfloat16 where the CPU has it, which moves probabilities by hundredths.
 _ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
 _ON_GPU = {"PERFORMANCE_HINT": "LATENCY"}
