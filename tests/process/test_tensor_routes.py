@@ -15,7 +15,7 @@ import pytest
 
 from mms_lite.frontends import mms
 from mms_lite.frontends.http import HttpListener
-from mms_lite.frontends.message import Limits
+from mms_lite.frontends.message import HttpRequest, Limits
 from mms_lite.types import LoadOptions
 
 onnx = pytest.importorskip("onnx", reason="writes the models")
@@ -249,3 +249,13 @@ async def test_a_photo_is_scaled_as_the_handler_config_says(processes: Bench, as
     for request in ((png,), (png, "image/png"), form(photo=png)):
         answer = await ask_model("means", *request)
         assert (answer.status, answer.json) == (200, {"mean": [[0.0, 0.5, 1.0]]})
+
+
+async def test_a_model_without_code_is_described_with_its_tensors(processes: Bench) -> None:
+    await load(processes, "pair")
+    protocol = mms.protocol(processes.engine, Limits(), management=lambda request: None)
+    answer = await protocol.handle(HttpRequest("GET", "/models/pair"))
+    described = json.loads(b"".join(answer.body))
+    whole = {"datatype": "INT32", "shape": [-1]}
+    assert described["inputs"] == [{"name": "a", **whole}, {"name": "b", **whole}]
+    assert described["outputs"] == [{"name": "sum", **whole}, {"name": "difference", **whole}]

@@ -160,6 +160,8 @@ _COMPONENTS: dict[str, _Json] = {
             detail="string",
             defaultVersion="boolean",
             loadedAtStartup="boolean",
+            inputs=_list_of(_reference("schemas", "Tensor")),
+            outputs=_list_of(_reference("schemas", "Tensor")),
             metrics=_record(
                 rejectedRequests="integer",
                 waitingQueueSize="integer",
@@ -167,6 +169,12 @@ _COMPONENTS: dict[str, _Json] = {
                 requestsInFlight="integer",
             ),
             workers=_list_of(_reference("schemas", "Worker")),
+        ),
+        "Tensor": _record(
+            ["name", "datatype"],
+            name="string",
+            datatype="string",
+            shape={"type": "array", "items": {"type": "integer"}, "nullable": True},
         ),
         "Worker": _record(
             ["id", "status"],

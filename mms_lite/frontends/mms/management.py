@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from mms_lite.engine.engine import Engine
@@ -16,7 +17,14 @@ from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.mms.answers import json_response, method_not_allowed
 from mms_lite.frontends.mms.body import content_type, read_json
 from mms_lite.frontends.mms.description import REGISTER, SCALE
-from mms_lite.types import MMS_BATCH_DELAY_MS, LoadOptions, ModelStatus, WorkerState, WorkerStatus
+from mms_lite.types import (
+    MMS_BATCH_DELAY_MS,
+    LoadOptions,
+    ModelStatus,
+    TensorSpec,
+    WorkerState,
+    WorkerStatus,
+)
 
 _MAX_PAGE = 100
 _RUNNING = (WorkerState.READY, WorkerState.BUSY)
@@ -238,6 +246,8 @@ def _description(status: ModelStatus) -> dict[str, Any]:
         "detail": status.detail,
         "defaultVersion": status.is_default,
         "loadedAtStartup": spec.at_startup,
+        "inputs": _tensors(status.signature.inputs),
+        "outputs": _tensors(status.signature.outputs),
         "metrics": {
             "rejectedRequests": status.refused,
             "waitingQueueSize": status.queue_depth,
@@ -247,6 +257,11 @@ def _description(status: ModelStatus) -> dict[str, Any]:
         "workers": [_worker(worker) for worker in status.workers],
     }
     return {key: value for key, value in described.items() if value is not None}
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> list[dict[str, Any]] | None:
+    """Describe a model's tensors; None for a handler of raw bodies, which says nothing of them."""
+    return [asdict(spec) for spec in specs] or None
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
