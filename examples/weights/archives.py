@@ -23,9 +23,6 @@ from weights.cache import cached
 
 COFFEE = Path(__file__).resolve().parent.parent / "photos" / "coffee.png"
 
-_IMAGENET = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_CENTRE = {"crop": 0.875, "interpolation": "bicubic"}
-
 
 @dataclass(frozen=True, slots=True)
 class Archive:
@@ -41,99 +38,73 @@ class Archive:
     sample: Path | None = None
 
 
-def _input(name: str, *shape: int) -> dict[str, Any]:
-    return {"inputs": [{"name": name, "datatype": "FP32", "shape": [-1, *shape]}]}
-
-
-def _classifiers() -> dict[str, Archive]:
-    """Return four networks trained on ImageNet, each in all backends that can load it."""
+def _classifier(recipe: str, file: str, backend: str, config: Mapping[str, Any]) -> Archive:
+    """Return a network that was trained on ImageNet."""
+    whole = {"crop": 0.875, "interpolation": "bicubic", **config}
     labels = ("imagenet_labels", "labels.txt")
-    found = {}
-    for name, stem, mxnet_name, size in (
-        ("resnet50", "resnet50", "resnet50_v1", 224),
-        ("squeezenet", "squeezenet1.1", "squeezenet1_1", 227),
-    ):
-        config = {**_CENTRE, **_IMAGENET, "size": size}
-        onnx = f"{mxnet_name if name == 'squeezenet' else name}_onnx"
-        torch = onnx.replace("_onnx", "_torch")
-        shaped = {**config, "backend": _input("data", 3, size, size)}
-        for backend in ("onnxruntime", "openvino", "opencv"):
-            found[f"{name}-{backend}"] = Archive(
-                onnx, (f"{stem}.onnx",), backend, "image_classifier", config, labels, sample=COFFEE
-            )
-        for ending in ("pt", "pt2"):
-            found[f"{name}-torch-{ending}"] = Archive(
-                torch, (f"{stem}.{ending}",), "torch", "image_classifier", config, labels, sample=COFFEE
-            )
-        found[f"{name}-mxnet"] = Archive(
-            mxnet_name,
-            (f"{mxnet_name}-symbol.json",),
-            "mxnet",
-            "image_classifier",
-            {**shaped, "softmax": True},
-            labels,
-            sample=COFFEE,
+    return Archive(recipe, (file,), backend, "image_classifier", whole, labels, sample=COFFEE)
+
+
+def _detector(backend: str, *files: str) -> Archive:
+    config = {"label_offset": 1, "size": 300, "interpolation": "opencv-linear"}
+    recipe = "ssd_mobilenet_v2_coco"
+    labels = (recipe, "coco_labels.txt")
+    return Archive(recipe, files, backend, "object_detector", config, labels, sample=COFFEE)
+
+
+def _in_mxnet(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config for Gluon's networks: they end in scores, and their files state no shape."""
+    data = {"name": "data", "datatype": "FP32", "shape": [-1, 3, config["size"], config["size"]]}
+    return {**config, "backend": {"inputs": [data]}, "softmax": True}
+
+
+_ONNX = ("onnxruntime", "openvino", "opencv")
+_IMAGENET = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_RESNET = {**_IMAGENET, "size": 224}
+_SQUEEZENET = {**_IMAGENET, "size": 227}
+_LITE = {"size": 224, "mean": 127, "std": 128}
+_MOBILENET = {"size": 224, "mean": 128, "std": 128, "softmax": True, "label_offset": 1}
+
+ARCHIVES: dict[str, Archive] = {
+    **{f"resnet50-{each}": _classifier("resnet50_onnx", "resnet50.onnx", each, _RESNET) for each in _ONNX},
+    "resnet50-torch-pt": _classifier("resnet50_torch", "resnet50.pt", "torch", _RESNET),
+    "resnet50-torch-pt2": _classifier("resnet50_torch", "resnet50.pt2", "torch", _RESNET),
+    "resnet50-mxnet": _classifier("resnet50_v1", "resnet50_v1-symbol.json", "mxnet", _in_mxnet(_RESNET)),
+    **{
+        f"squeezenet-{each}": _classifier("squeezenet1_1_onnx", "squeezenet1.1.onnx", each, _SQUEEZENET)
+        for each in _ONNX
+    },
+    "squeezenet-torch-pt": _classifier("squeezenet1_1_torch", "squeezenet1.1.pt", "torch", _SQUEEZENET),
+    "squeezenet-torch-pt2": _classifier("squeezenet1_1_torch", "squeezenet1.1.pt2", "torch", _SQUEEZENET),
+    "squeezenet-mxnet": _classifier(
+        "squeezenet1_1", "squeezenet1_1-symbol.json", "mxnet", _in_mxnet(_SQUEEZENET)
+    ),
+    **{
+        f"efficientnet_lite0-{each}": _classifier(
+            "efficientnet_lite0_onnx", "efficientnet_lite0.onnx", each, _LITE
         )
-    lite = {**_CENTRE, "size": 224, "mean": 127, "std": 128}
-    mobile = {**_CENTRE, "size": 224, "mean": 128, "std": 128, "softmax": True, "label_offset": 1}
-    for backend in ("onnxruntime", "openvino", "opencv"):
-        found[f"efficientnet_lite0-{backend}"] = Archive(
-            "efficientnet_lite0_onnx",
-            ("efficientnet_lite0.onnx",),
-            backend,
-            "image_classifier",
-            lite,
-            labels,
-            sample=COFFEE,
-        )
-    for backend in ("openvino", "opencv"):
-        found[f"mobilenet_v1-{backend}"] = Archive(
-            "mobilenet_v1_tf",
-            ("mobilenet_v1.pb",),
-            backend,
-            "image_classifier",
-            mobile,
-            labels,
-            sample=COFFEE,
-        )
-    return found
-
-
-def _others() -> dict[str, Archive]:
-    """Return detection, reading and embedding."""
-    ssd, coco = "ssd_mobilenet_v2_coco", ("ssd_mobilenet_v2_coco", "coco_labels.txt")
-    graph = "frozen_inference_graph.pb"
-    found_by = {"label_offset": 1, "size": 300, "interpolation": "opencv-linear"}
-    return {
-        "ssd_mobilenet_v2-opencv": Archive(
-            ssd, (graph, f"{graph}txt"), "opencv", "object_detector", found_by, coco, sample=COFFEE
-        ),
-        "ssd_mobilenet_v2-openvino": Archive(
-            ssd, (graph,), "openvino", "object_detector", found_by, coco, sample=COFFEE
-        ),
-        "ppocr_det-onnxruntime": Archive("ppocr_v4", ("det.onnx",), "onnxruntime", "text_detector"),
-        "ppocr_rec-onnxruntime": Archive("ppocr_v4", ("rec.onnx",), "onnxruntime", "text_recognizer"),
-        "minilm-onnxruntime": Archive(
-            "minilm_l6_v2", ("model.onnx",), "onnxruntime", "text_embedder", extra=("tokenizer.json",)
-        ),
-    }
-
-
-ARCHIVES: dict[str, Archive] = {**_classifiers(), **_others()}
+        for each in _ONNX
+    },
+    "mobilenet_v1-openvino": _classifier("mobilenet_v1_tf", "mobilenet_v1.pb", "openvino", _MOBILENET),
+    "mobilenet_v1-opencv": _classifier("mobilenet_v1_tf", "mobilenet_v1.pb", "opencv", _MOBILENET),
+    "ssd_mobilenet_v2-opencv": _detector(
+        "opencv", "frozen_inference_graph.pb", "frozen_inference_graph.pbtxt"
+    ),
+    "ssd_mobilenet_v2-openvino": _detector("openvino", "frozen_inference_graph.pb"),
+    "ppocr_det-onnxruntime": Archive("ppocr_v4", ("det.onnx",), "onnxruntime", "text_detector"),
+    "ppocr_rec-onnxruntime": Archive("ppocr_v4", ("rec.onnx",), "onnxruntime", "text_recognizer"),
+    "minilm-onnxruntime": Archive(
+        "minilm_l6_v2", ("model.onnx",), "onnxruntime", "text_embedder", extra=("tokenizer.json",)
+    ),
+}
 
 
 def command(name: str, export_path: Path) -> list[str]:
     """Return the model-archiver command for an archive, having fetched its weights."""
     archive = ARCHIVES[name]
     folder = cached(archive.recipe)
-    given = [
-        "--model-name",
-        name.replace(".", "_"),
-        "--backend",
-        archive.backend,
-        "--handler",
-        archive.handler,
-    ]
+    given = ["--model-name", name]
+    given += ["--backend", archive.backend, "--handler", archive.handler]
     for file in archive.files:
         given += ["--model-file", str(folder / file)]
     for file in archive.extra:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mms_lite.errors import HandlerError, InvalidArchive
-from mms_lite.handlers.image_handler import ImageHandler, ImageSettings, is_whole
+from mms_lite.handlers.image_handler import ImageHandler, ImageSettings
+from mms_lite.handlers.package import is_whole
 from mms_lite.types import TensorSpec
 from mms_lite.worker.tensors import Array, describe
 
@@ -33,10 +34,8 @@ class ImageClassifierSettings(ImageSettings):
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
-        if not isinstance(self.softmax, bool):
-            raise ValueError(f"softmax is neither true nor false: {self.softmax!r}")
-        if not is_whole(self.top_k, least=1):
-            raise ValueError(f"top_k is not a positive whole number: {self.top_k!r}")
+        self.require_bool("softmax")
+        self.require_positive("top_k")
         if self.output is not None and not isinstance(self.output, str):
             raise ValueError(f"output is not the name of an output: {self.output!r}")
         if not is_whole(self.label_offset):

@@ -5,7 +5,6 @@ What `image_classifier` and `object_detector` share: they differ in what they ma
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from mms_lite.errors import InvalidArchive, ServingError
 from mms_lite.handlers import images
 from mms_lite.handlers.images import AnyImage
 from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts, single_part
+from mms_lite.handlers.package import is_number, is_whole
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.tensors import DTYPES, Array
 
@@ -47,17 +47,17 @@ class ImageSettings(HandlerSettings):
     max_pixels: int = images.MAX_PIXELS
 
     def __post_init__(self) -> None:
-        HandlerSettings.__post_init__(self)  # super() needs the class that slots=True replaces
-        _require_one_of("interpolation", self.interpolation, images.INTERPOLATIONS)
-        _require_one_of("color", self.color, _CHANNELS)
-        _require_one_of("layout", self.layout, (*_LAYOUTS, None))
+        HandlerSettings.__post_init__(self)
+        self.require_one_of("interpolation", images.INTERPOLATIONS)
+        self.require_one_of("color", _CHANNELS)
+        if self.layout is not None:
+            self.require_one_of("layout", _LAYOUTS)
+        self.require_positive("max_pixels")
         sizes = [] if self.size is None else self.height_and_width
         if len(sizes) not in (0, 2) or not all(is_whole(size, least=1) for size in sizes):
             raise ValueError(f"size is neither a positive whole number nor [height, width]: {self.size!r}")
         if self.crop is not None and not (is_number(self.crop) and 0 < self.crop <= 1):
             raise ValueError(f"crop is not a number over 0 and up to 1, or null: {self.crop!r}")
-        if not is_whole(self.max_pixels, least=1):
-            raise ValueError(f"max_pixels is not a positive whole number: {self.max_pixels!r}")
         if not is_number(self.scale):
             raise ValueError(f"scale is not a number: {self.scale!r}")
         self.per_channel("mean")
@@ -210,22 +210,6 @@ class ImageHandler(ModelHandler):
     def preprocess(self, items: list[AnyImage]) -> dict[str, Array]:
         """Scale, crop and normalise images."""
         return {self.image_input.spec.name: self.image_input.array(items)}
-
-
-def is_whole(value: object, *, least: int = 0) -> bool:
-    """Tell whether a setting is a whole number of at least this."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a setting is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require_one_of(name: str, value: object, allowed: Sequence[object] | dict[str, Any]) -> None:
-    if value not in list(allowed):
-        listed = ", ".join(str(each) for each in allowed if each is not None)
-        raise ValueError(f"{name} is {value!r}; there are: {listed}")
 
 
 def _layout(shape: tuple[int, ...] | None, settings: ImageSettings) -> str:

@@ -6,12 +6,12 @@ A user derives a class from one of the handlers and overrides a step; the rest s
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from mms_lite.errors import InvalidArchive, InvalidRequest, OutOfMemory, ServingError
-from mms_lite.handlers.package import Package, backend_settings, read_settings
+from mms_lite.handlers.package import Package, backend_settings, is_whole, read_settings
 from mms_lite.types import Signature
 from mms_lite.worker.backends import open_backend
 from mms_lite.worker.context import Context
@@ -23,7 +23,11 @@ Parts = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerSettings:
-    """What every handler's config may say: how the backend runs, and whether NaN may enter the model."""
+    """What every handler's config may say: how the backend runs, and whether NaN may enter the model.
+
+    A derived class checks its own in `__post_init__`, after those of its parent, which it calls by name:
+    super() needs the class that `slots=True` replaces. Each check raises ValueError.
+    """
 
     backend: Mapping[str, Any] = field(default_factory=dict)
     allow_nan: bool = False
@@ -31,6 +35,24 @@ class HandlerSettings:
     def __post_init__(self) -> None:
         if not isinstance(self.backend, Mapping):
             raise ValueError("backend is not an object")
+        self.require_bool("allow_nan")
+
+    def require_bool(self, *names: str) -> None:
+        """Refuse settings that are neither true nor false."""
+        for name in names:
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} is neither true nor false: {value!r}")
+
+    def require_positive(self, *names: str) -> None:
+        """Refuse settings that are not whole numbers from 1."""
+        for name in names:
+            if not is_whole(value := getattr(self, name), least=1):
+                raise ValueError(f"{name} is not a positive whole number: {value!r}")
+
+    def require_one_of(self, name: str, choices: Collection[str]) -> None:
+        """Refuse a setting that is none of these."""
+        if (value := getattr(self, name)) not in list(choices):
+            raise ValueError(f"{name} is {value!r}; there are: {', '.join(choices)}")
 
 
 class ModelHandler:

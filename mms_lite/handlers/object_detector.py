@@ -10,8 +10,9 @@ import numpy as np
 
 from mms_lite.errors import HandlerError
 from mms_lite.handlers import images
-from mms_lite.handlers.image_handler import ImageHandler, ImageSettings, is_number, is_whole
+from mms_lite.handlers.image_handler import ImageHandler, ImageSettings
 from mms_lite.handlers.images import AnyImage
+from mms_lite.handlers.package import is_number, is_whole
 from mms_lite.types import TensorSpec
 from mms_lite.worker.tensors import Array, describe
 
@@ -33,10 +34,9 @@ class ObjectDetectorSettings(ImageSettings):
 
     def __post_init__(self) -> None:
         ImageSettings.__post_init__(self)
+        self.require_positive("max_detections")
         if not (is_number(self.threshold) and 0 <= self.threshold <= 1):
             raise ValueError(f"threshold is not a number from 0 to 1: {self.threshold!r}")
-        if not is_whole(self.max_detections, least=1):
-            raise ValueError(f"max_detections is not a positive whole number: {self.max_detections!r}")
         if not is_whole(self.label_offset):
             raise ValueError(f"label_offset is not a whole number from 0: {self.label_offset!r}")
 

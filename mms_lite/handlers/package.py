@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,16 @@ def read_settings(cls: type[_T], config: Mapping[str, Any]) -> _T:
         raise InvalidArchive(f"the handler config cannot be used: {error}") from error
 
 
+def is_whole(value: object, *, least: int = 0) -> bool:
+    """Tell whether a value of a config is a whole number of at least this."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of a config is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def backend_settings(
     package: Package, stated: Mapping[str, Any], *, threads: int, device: int | None
 ) -> BackendSettings:
@@ -106,7 +117,7 @@ def backend_settings(
             )
     threads = stated.get("threads", threads)
     options = stated.get("options", {})
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+    if not is_whole(threads, least=1):
         raise InvalidArchive(f"the handler config's backend.threads is not a positive number: {threads!r}")
     if not isinstance(options, Mapping):
         raise InvalidArchive("the handler config's backend.options is not an object")

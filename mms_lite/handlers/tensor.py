@@ -50,8 +50,7 @@ class TensorSettings(HandlerSettings):
 
     def __post_init__(self) -> None:
         HandlerSettings.__post_init__(self)
-        if not isinstance(self.cast, bool):
-            raise ValueError("cast is neither true nor false")
+        self.require_bool("cast")
         if self.image is not None and not isinstance(self.image, Mapping):
             raise ValueError("image is not an object")
 

@@ -46,12 +46,11 @@ class TextDetectorSettings(TextImageSettings):
 
     def __post_init__(self) -> None:
         TextImageSettings.__post_init__(self)
+        self.require_bool("dilate")
         self.require_positive("short_side", "long_side")
         for name in ("threshold", "box_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is not from 0 to 1: {getattr(self, name)!r}")
-        if not isinstance(self.dilate, bool):
-            raise ValueError(f"dilate is neither true nor false: {self.dilate!r}")
         if not self.unclip_ratio >= 0:
             raise ValueError(f"unclip_ratio is negative: {self.unclip_ratio!r}")
 

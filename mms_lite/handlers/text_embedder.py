@@ -61,13 +61,9 @@ class TextEmbedderSettings(HandlerSettings):
     output: str | None = None
 
     def __post_init__(self) -> None:
-        HandlerSettings.__post_init__(self)  # super() needs the class that slots=True replaces
-        for name in ("max_length", "max_texts", "texts_per_run"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is not a positive whole number: {value!r}")
-        if not isinstance(self.normalize, bool):
-            raise ValueError(f"normalize is neither true nor false: {self.normalize!r}")
+        HandlerSettings.__post_init__(self)
+        self.require_positive("max_length", "max_texts", "texts_per_run")
+        self.require_bool("normalize")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}, not one of {', '.join(_POOLINGS)}")
 

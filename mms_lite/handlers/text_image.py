@@ -26,21 +26,9 @@ class TextImageSettings(HandlerSettings):
     max_pixels: int = images.MAX_PIXELS
 
     def __post_init__(self) -> None:
-        HandlerSettings.__post_init__(self)  # super() needs the class that slots=True replaces
-        if self.color not in ("BGR", "RGB"):
-            raise ValueError(f"color is {self.color!r}; there are: BGR, RGB")
+        HandlerSettings.__post_init__(self)
+        self.require_one_of("color", ("BGR", "RGB"))
         self.require_positive("max_pixels")
-
-    def require_positive(self, *names: str) -> None:
-        """Check settings that are numbers of pixels.
-
-        Raises:
-            ValueError: one is not a positive whole number.
-        """
-        for name in names:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is not a positive whole number: {value!r}")
 
 
 class TextImageHandler(ModelHandler):

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-from mms_lite.errors import BadTensor, InvalidArchive, OutOfMemory
+from mms_lite.errors import BadTensor, InvalidArchive
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.tensors import Array, texts
 
 _log = logging.getLogger("mms_lite.backend")
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _WARNINGS = 2  # severity: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
-_LONGEST_REASON = 400  # characters
 _OPTIONS = ("session", "cuda")
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -37,15 +36,11 @@ _DATATYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": BYTES,
 }
-# What a message has before and around the part that tells a user something.
 _NOISE = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : "
     r"|Load model from .*? failed:"
     r"|/onnxruntime_src/\S+:\d+ .*?\) (?:const )?(?=[A-Z])"  # source file, line, signature
     r"|\b\w+\.(?:cc|h):\d+ \w+ "
-)
-_NO_MEMORY = re.compile(
-    r"failed to allocate memory|out of memory|bad_alloc|bad allocation|STATUS_ALLOC_FAILED", re.I
 )
 
 
@@ -106,9 +101,9 @@ class OnnxRuntimeBackend:
         try:
             found = self._session.run(list(outputs), feed)
         except runtime.InvalidArgument as error:
-            raise BadTensor(f"the model refuses the inputs: {_reason(error)}") from error
+            raise BadTensor(f"the model refuses the inputs: {reason(error, _NOISE)}") from error
         except Exception as error:
-            _raise_if_no_memory(error)
+            raise_if_no_memory(error, "ONNX Runtime")
             raise
         return dict(zip(outputs, found, strict=True))
 
@@ -154,9 +149,12 @@ def _session(settings: BackendSettings, options: Mapping[str, Mapping[str, str]]
         # Its own fallback would run without the GPU's options and print to the standard output.
         session = ort.InferenceSession(str(path), config, providers=providers, enable_fallback=0)
     except Exception as error:
-        _raise_if_no_memory(error)
+        raise_if_no_memory(error, "ONNX Runtime")
+        told = reason(error, _NOISE, folder=path.parent)
+        if isinstance(error, runtime.InvalidProtobuf):
+            told = "it is not an ONNX model, or is damaged"
         raise InvalidArchive(
-            f"{path.name} cannot be loaded by ONNX Runtime {ort.__version__}: {_load_reason(error, path)}"
+            f"{path.name} cannot be loaded by ONNX Runtime {ort.__version__}: {told}"
         ) from error
     if settings.device is not None and _CUDA not in session.get_providers():
         on_cpu(settings, "ONNX Runtime cannot load its CUDA provider: see the lines above")
@@ -182,18 +180,3 @@ def _is_tensor(arg: ort.NodeArg) -> bool:
         _log.warning("The model's output %s is a %s and is left out", arg.name, arg.type)
         return False
     return True
-
-
-def _load_reason(error: Exception, path: Path) -> str:
-    if isinstance(error, runtime.InvalidProtobuf):
-        return "it is not an ONNX model, or is damaged"
-    return _reason(error).replace(f"{path.parent}/", "")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(_NOISE.sub("", str(error)).split())[:_LONGEST_REASON]
-
-
-def _raise_if_no_memory(error: Exception) -> None:
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        raise OutOfMemory("ONNX Runtime ran out of memory") from error

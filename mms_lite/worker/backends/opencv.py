@@ -13,15 +13,18 @@ from typing import Any
 
 import cv2
 
-from mms_lite.errors import BackendMissing, BadTensor, InvalidArchive, OutOfMemory
+from mms_lite.errors import BackendMissing, BadTensor, InvalidArchive
 from mms_lite.types import TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.backends.opencv_files import read_inputs, read_metadata
 from mms_lite.worker.tensors import Array, describe
 
 _TAKES = ("FP32", "UINT8")  # setInput turns bytes into FP32
 _DEVICE_FAULTS = (cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)
-_MOST_CHARACTERS = 500  # of what OpenCV says
+_NOISE = re.compile(
+    r"OpenCV\(\S+\) \S+ error: (?:\(-\d+:[^)]*\) )?|in function '[^']*'|^> *", re.M
+)  # the place in the source, and what marks lines
 _EXAMPLE = '"backend": {"inputs": [{"name": "data", "datatype": "FP32", "shape": [-1, 3, 224, 224]}]}'
 
 
@@ -60,7 +63,7 @@ class OpenCvBackend:
         except ValueError as error:
             raise InvalidArchive(f"{described.name} is damaged: {error}") from error
         except cv2.error as error:  # layers are made when they are first looked at
-            raise InvalidArchive(f"OpenCV cannot use {files[0].name}: {_reason(error)}") from error
+            raise InvalidArchive(f"OpenCV cannot use {files[0].name}: {reason(error, _NOISE)}") from error
         _place(net, settings)
         return cls(net, inputs, outputs, metadata)
 
@@ -76,12 +79,11 @@ class OpenCvBackend:
                 self._net.setInput(cv2.Mat(array), name)  # a plain array of three axes would be an image
             blobs = self._net.forward(list(outputs))
         except cv2.error as error:
-            if error.code == cv2.Error.StsNoMem or "out of memory" in str(error):
-                raise OutOfMemory("OpenCV ran out of memory") from error
+            raise_if_no_memory(error, "OpenCV")
             if error.code in _DEVICE_FAULTS:
                 raise
             given = ", ".join(f"{name} {describe(array)}" for name, array in inputs.items())
-            raise BadTensor(f"the model does not take {given}: {_reason(error)}") from error
+            raise BadTensor(f"the model does not take {given}: {reason(error, _NOISE)}") from error
         # OpenCV 4 has no arrays of one axis: it makes columns of them.
         return {
             name: blob.reshape(-1) if self._ranks.get(name) == 1 else blob
@@ -110,10 +112,8 @@ def _read(files: Sequence[Path]) -> Any:
                 kinds = ".onnx, .pb, .pb with .pbtxt, or .caffemodel with .prototxt"
                 raise InvalidArchive(f"OpenCV reads {kinds}; got: {names}")
     except cv2.error as error:
-        reason = _reason(error)
-        for path in files:
-            reason = reason.replace(str(path), path.name)
-        raise InvalidArchive(f"OpenCV cannot read {names}: {reason}") from error
+        told = reason(error, _NOISE, folder=files[0].parent)
+        raise InvalidArchive(f"OpenCV cannot read {names}: {told}") from error
     if net.empty():
         raise InvalidArchive(f"OpenCV finds no layers in {names}")
     return net
@@ -183,11 +183,3 @@ def _shape(net: Any, name: str, one: _Shape, two: _Shape) -> _Shape:
     if one is None or two is None or len(one) != len(two):
         return None
     return tuple(first if first == second else -1 for first, second in zip(one, two, strict=True))
-
-
-def _reason(error: cv2.error) -> str:
-    """Return what OpenCV says as one line, without the places in its source."""
-    said = re.sub(
-        r"OpenCV\(\S+\) \S+ error: |in function '[^']*'", "", getattr(error, "err", "") or str(error)
-    )
-    return " ".join(line.strip("> ") for line in said.splitlines()).strip()[:_MOST_CHARACTERS]

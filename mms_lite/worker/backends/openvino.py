@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import openvino as ov
 
-from mms_lite.errors import BadTensor, InvalidArchive, OutOfMemory
+from mms_lite.errors import BadTensor, InvalidArchive
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.tensors import Array, texts
 
-_LONGEST_REASON = 400  # characters
 _DATATYPES = {
     "boolean": "BOOL",
     "u8": "UINT8",
@@ -35,10 +35,12 @@ _DATATYPES = {
 # OpenVINO computes in bfloat16 where the CPU has it, which moves probabilities by hundredths.
 _ON_CPU = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
 _ON_GPU = {"PERFORMANCE_HINT": "LATENCY"}
-_SOURCE_LINE = re.compile(r"^Exception from |failed at \S+:\d+:$|^FrontEnd API failed ")
-_FOLDER = re.compile(r'"/[^"]*/')
+_NOISE = re.compile(
+    r"^(?:Caught exception: )?Exception from .*|^.* failed at \S+:\d+:$|^FrontEnd API failed .*"
+    r'|(?<=")/[^"]*/',  # folders
+    re.M,
+)
 _SHAPES = re.compile(r"shape|dimension|rank|incompatible", re.I)
-_NO_MEMORY = re.compile(r"failed to allocate|out of memory|bad_alloc|CL_OUT_OF|MEM_OBJECT_ALLOCATION", re.I)
 
 
 class OpenVinoBackend:
@@ -79,7 +81,7 @@ class OpenVinoBackend:
         try:
             model = core.read_model(path)
         except Exception as error:
-            raise _unusable(f"{path.name} cannot be read by OpenVINO", error, path) from error
+            _refuse(f"{path.name} cannot be read by OpenVINO", error, path)
         if not model.outputs:
             raise InvalidArchive(f"{path.name} cannot be read by OpenVINO: it holds no model")
         _reshape(model, settings)
@@ -96,7 +98,7 @@ class OpenVinoBackend:
             try:
                 return core.compile_model(model, device, properties).create_infer_request()
             except Exception as error:
-                raise _unusable(f"{path.name} cannot be compiled by OpenVINO", error, path) from error
+                _refuse(f"{path.name} cannot be compiled by OpenVINO", error, path)
 
         return cls(start, start(), inputs, declared(outputs, settings.outputs, "output"), _metadata(model))
 
@@ -118,7 +120,10 @@ class OpenVinoBackend:
             self._request.wait()
         except RuntimeError as error:
             self._request = self._start()  # the old one may go on failing, or answer with what it has left
-            _raise_known(error)
+            raise_if_no_memory(error, "OpenVINO")
+            told = reason(error, _NOISE)
+            if _SHAPES.search(told):
+                raise BadTensor(f"the model refuses the inputs: {told}") from error
             raise
         return {name: self._result(*self._results[name]) for name in outputs}
 
@@ -147,7 +152,7 @@ def _reshape(model: ov.Model, settings: BackendSettings) -> None:
     try:
         model.reshape({i: list(spec.shape) for i, spec in enumerate(wanted) if spec.shape is not None})
     except Exception as error:
-        raise _unusable("the model cannot have the declared input shapes", error, path) from error
+        _refuse("the model cannot have the declared input shapes", error, path)
 
 
 def _device(core: ov.Core, settings: BackendSettings) -> tuple[str, dict[str, Any]]:
@@ -202,25 +207,10 @@ def _metadata(model: ov.Model) -> dict[str, str]:
     return {"graph": model.get_friendly_name(), **own}
 
 
-def _unusable(what: str, error: Exception, path: Path) -> InvalidArchive | OutOfMemory:
-    reason = _reason(error).replace(f"{path.parent}/", "")
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
-        return OutOfMemory("OpenVINO ran out of memory")
-    if "Unable to read the model" in reason:
-        reason = "it is not a model of this kind, or is damaged"
-    return InvalidArchive(f"{what}: {reason}")
-
-
-def _raise_known(error: Exception) -> None:
-    """Raise what a fault of one run is to its user, where that can be told."""
-    reason = _reason(error)
-    if _NO_MEMORY.search(reason):
-        raise OutOfMemory("OpenVINO ran out of memory") from error
-    if _SHAPES.search(reason):
-        raise BadTensor(f"the model refuses the inputs: {reason}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Return a message without the lines that tell of OpenVINO's sources, and without folders."""
-    lines = [line for line in str(error).splitlines() if not _SOURCE_LINE.search(line)]
-    return _FOLDER.sub('"', " ".join(" ".join(lines).split()))[:_LONGEST_REASON]
+def _refuse(what: str, error: Exception, path: Path) -> NoReturn:
+    """Raise for an archive that is at fault; `what` begins the message."""
+    raise_if_no_memory(error, "OpenVINO")
+    told = reason(error, _NOISE, folder=path.parent)
+    if "Unable to read the model" in told:
+        told = "it is not a model of this kind, or is damaged"
+    raise InvalidArchive(f"{what}: {told}") from error

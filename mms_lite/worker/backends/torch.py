@@ -21,10 +21,13 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, OutOfMemory
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.tensors import Array, datatype
 
 # Operators raise the first two, guards of torch.export also the third, and code in TorchScript the last.
 _REFUSALS = (RuntimeError, IndexError, AssertionError, torch.jit.Error)
+# Of a traceback of TorchScript, all that comes before the last line with an error.
+_NOISE = re.compile(r"\A.*^\s*[\w.]*(?:Error|Exception): (?=\S)", re.M | re.S)
 _ADVICE = (
     "save the model with torch.jit.script or torch.jit.trace (.pt), or with torch.export.save (.pt2); "
     "weights alone or a pickled module are not run"
@@ -74,7 +77,7 @@ class TorchBackend:
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemory("the GPU has too little memory for the model") from error
         except Exception as error:  # PyTorch's readers raise whatever damage makes them stumble over
-            raise InvalidArchive(f"PyTorch cannot load {path.name}: {_reason(error)}") from error
+            raise InvalidArchive(f"PyTorch cannot load {path.name}: {_told(error)}") from error
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the program once.
@@ -89,15 +92,13 @@ class TorchBackend:
                 given = {name: _tensor(array).to(self._device) for name, array in inputs.items()}
                 found = _by_name(self._call(given), [spec.name for spec in self.outputs])
                 return {name: _array(name, found) for name in outputs}
-        except torch.cuda.OutOfMemoryError as error:
-            raise OutOfMemory("the GPU ran out of memory") from error
         except _REFUSALS as error:
-            reason = _reason(error)
-            if "can't allocate memory" in reason:
-                raise OutOfMemory("the host ran out of memory") from error
-            if "cuda" in reason.lower():  # a fault of the device, not of the inputs
+            told = _told(error)
+            of_gpu = "cuda" in told.lower()
+            raise_if_no_memory(error, "the GPU" if of_gpu else "the host")
+            if of_gpu:  # a fault of the device, not of the inputs
                 raise
-            raise BadTensor(f"the model does not take its inputs: {reason}") from error
+            raise BadTensor(f"the model does not take its inputs: {told}") from error
 
     def close(self) -> None:
         """Let go of the program."""
@@ -254,10 +255,5 @@ def _array(name: str, found: Mapping[str, Any]) -> Array:
     return array
 
 
-def _reason(error: BaseException) -> str:
-    """Return the line that tells what is wrong: of a traceback of TorchScript, the last with an error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in reversed(lines):
-        if match := re.match(r"[\w.]*(?:Error|Exception): (.+)", line):
-            return match[1]
-    return lines[0] if lines else type(error).__name__
+def _told(error: BaseException) -> str:
+    return reason(error, _NOISE, most_lines=1)

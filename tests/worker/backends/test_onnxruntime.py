@@ -13,7 +13,8 @@ ort = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed
 
 from onnx import TensorProto, helper  # noqa: E402
 from tiny import WEIGHT, answer  # noqa: E402
-from tiny_onnxruntime import GEMM, WEIGHTS, X, Y, build, make, save  # noqa: E402
+from tiny_onnx import GEMM, WEIGHTS, X, Y, build, save  # noqa: E402
+from tiny_onnxruntime import make  # noqa: E402
 
 from mms_lite.errors import BadTensor, InvalidArchive, OutOfMemory  # noqa: E402
 from mms_lite.types import TensorSpec  # noqa: E402
@@ -29,7 +30,7 @@ def open_file(path: Path, **settings: Any) -> OnnxRuntimeBackend:
 
 def test_metadata_are_the_files_own_and_a_weight_that_is_listed_as_an_input_is_none(tmp_path: Path) -> None:
     weight = {"W": (TensorProto.FLOAT, [3, 2])}
-    model = build(GEMM, {**X, **weight}, Y, WEIGHTS)
+    model = build([GEMM], {**X, **weight}, Y, WEIGHTS)
     model.producer_name, model.doc_string = "a tool", "what it is for"
     model.metadata_props.add(key="character", value="a\nb")
     backend = open_file(save(model, tmp_path / "m.onnx"))
@@ -57,7 +58,7 @@ def test_arrays_of_each_kind_go_through(
     tmp_path: Path, element: int, datatype: str, values: np.ndarray
 ) -> None:
     node = helper.make_node("Identity", ["x"], ["y"])
-    model = build(node, {"x": (element, ["N"])}, {"y": (element, ["N"])})
+    model = build([node], {"x": (element, ["N"])}, {"y": (element, ["N"])})
     backend = open_file(save(model, tmp_path / "m.onnx"))
     assert backend.inputs == (TensorSpec("x", datatype, (-1,)),)
     found = backend.infer({"x": values}, ["y"])["y"]
@@ -66,7 +67,7 @@ def test_arrays_of_each_kind_go_through(
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     text = (TensorProto.STRING, ["N"])
-    model = build(helper.make_node("Identity", ["x"], ["y"]), {"x": text}, {"y": text})
+    model = build([helper.make_node("Identity", ["x"], ["y"])], {"x": text}, {"y": text})
     backend = open_file(save(model, tmp_path / "m.onnx"))
     with pytest.raises(BadTensor, match="input 'x' has text that is not UTF-8"):
         backend.infer({"x": np.array([b"\xff"], np.object_)}, ["y"])
@@ -74,7 +75,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 def test_tensors_that_arrays_cannot_hold_are_refused_at_load(tmp_path: Path) -> None:
     model = build(
-        helper.make_node("Identity", ["x"], ["y"]),
+        [helper.make_node("Identity", ["x"], ["y"])],
         {"x": (TensorProto.BFLOAT16, ["N"])},
         {"y": (TensorProto.BFLOAT16, ["N"])},
     )
@@ -86,7 +87,7 @@ def test_tensors_that_arrays_cannot_hold_are_refused_at_load(tmp_path: Path) -> 
 
 def test_outputs_that_are_no_tensors_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As in scikit-learn's classifiers, whose probabilities are a sequence of maps."""
-    model = build(GEMM, X, Y, WEIGHTS)
+    model = build([GEMM], X, Y, WEIGHTS)
     zipped = helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1])
     model.graph.node.append(zipped)
     maps = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
@@ -100,7 +101,7 @@ def test_outputs_that_are_no_tensors_are_left_out(tmp_path: Path, caplog: pytest
 def test_weights_lie_beside_the_file_and_are_missed_by_name(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(
-        build(GEMM, X, Y, WEIGHTS), path, save_as_external_data=True, location="m.data", size_threshold=1
+        build([GEMM], X, Y, WEIGHTS), path, save_as_external_data=True, location="m.data", size_threshold=1
     )
     assert open_file(path).infer({"x": ROW}, ["y"])["y"].tolist() == answer(ROW).tolist()
     (tmp_path / "m.data").unlink()
@@ -119,7 +120,7 @@ def test_weights_lie_beside_the_file_and_are_missed_by_name(tmp_path: Path) -> N
 def test_a_model_from_the_future_is_told_apart_from_a_damaged_one(
     tmp_path: Path, version: str, says: str
 ) -> None:
-    model = build(GEMM, X, Y, WEIGHTS)
+    model = build([GEMM], X, Y, WEIGHTS)
     if version == "ir":
         model.ir_version = 99
     else:
@@ -133,7 +134,7 @@ def test_a_model_from_the_future_is_told_apart_from_a_damaged_one(
 def test_values_that_the_model_cannot_take_are_the_clients_fault(tmp_path: Path) -> None:
     node = helper.make_node("Gather", ["table", "x"], ["y"])
     x, y = {"x": (TensorProto.INT64, ["N"])}, {"y": (TensorProto.FLOAT, ["N", 2])}
-    backend = open_file(save(build(node, x, y, {"table": WEIGHT}), tmp_path / "m.onnx"))
+    backend = open_file(save(build([node], x, y, {"table": WEIGHT}), tmp_path / "m.onnx"))
     with pytest.raises(BadTensor, match="idx=7 must be within the inclusive range"):
         backend.infer({"x": np.array([7])}, ["y"])
     assert backend.infer({"x": np.array([2])}, ["y"])["y"].tolist() == [[5, 6]]
@@ -141,7 +142,7 @@ def test_values_that_the_model_cannot_take_are_the_clients_fault(tmp_path: Path)
 
 def test_an_allocation_that_fails_is_out_of_memory(tmp_path: Path) -> None:
     node = helper.make_node("ConstantOfShape", ["x"], ["y"])
-    model = build(node, {"x": (TensorProto.INT64, [2])}, {"y": (TensorProto.FLOAT, ["H", "W"])})
+    model = build([node], {"x": (TensorProto.INT64, [2])}, {"y": (TensorProto.FLOAT, ["H", "W"])})
     backend = open_file(save(model, tmp_path / "m.onnx"))
     with pytest.raises(OutOfMemory):
         backend.infer({"x": np.array([1 << 22, 1 << 22])}, ["y"])  # 64 TiB

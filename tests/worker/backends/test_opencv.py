@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="onnx, which writes the models of these tests, is not installed")
 pytest.importorskip("cv2", reason="the opencv extra is not installed")
 
-from tiny_opencv import make, write  # noqa: E402
+from tiny_onnx import build, save  # noqa: E402
+from tiny_opencv import make  # noqa: E402
 
 from mms_lite.errors import BadTensor, InvalidArchive  # noqa: E402
 from mms_lite.types import TensorSpec  # noqa: E402
@@ -18,6 +20,7 @@ from mms_lite.worker.backends.opencv import OpenCvBackend  # noqa: E402
 from mms_lite.worker.predictor import Predictor  # noqa: E402
 
 NODE = onnx.helper.make_node
+Shapes = dict[str, list[int | str]]
 KERNEL = np.array([[1, 10], [2, 20], [3, 30]], np.float32)  # from three channels to two
 TEXT_GRAPH = """
 node { name: "photo" op: "Placeholder"  # three channels, which come last
@@ -35,6 +38,14 @@ layer { name: "found" type: "DetectionOutput" bottom: "places" bottom: "scores" 
   detection_output_param { num_classes: 2 share_location: true background_label_id: 0 keep_top_k: 5
     confidence_threshold: 0.5 nms_param { nms_threshold: 0.5 top_k: 5 } code_type: CORNER } }
 """
+
+
+def write(path: Path, nodes: list[Any], inputs: Shapes, outputs: Shapes, **weights: np.ndarray) -> Path:
+    """Write an ONNX graph whose inputs and outputs are FP32."""
+    ports = (
+        {name: (onnx.TensorProto.FLOAT, shape) for name, shape in side.items()} for side in (inputs, outputs)
+    )
+    return save(build(nodes, *ports, weights), path)
 
 
 def open_files(*paths: Path, **settings: object) -> OpenCvBackend:
@@ -158,7 +169,7 @@ def test_answers_stay_as_they_are_when_the_net_runs_again_on_another_batch(tmp_p
 
 def test_an_inner_layer_is_an_output_where_the_archive_declares_it(tmp_path: Path) -> None:
     nodes = [NODE("Relu", ["x"], ["h"], name="hidden"), NODE("Neg", ["h"], ["y"], name="last")]
-    path = write(tmp_path / "m.onnx", nodes, {"x": ["N", 2]}, {"y": ["N", 2]}, {})
+    path = write(tmp_path / "m.onnx", nodes, {"x": ["N", 2]}, {"y": ["N", 2]})
     inner = TensorSpec("onnx_node!hidden", "FP32", (-1, 2))
     backend = open_files(path, outputs=(inner,))
     assert backend.outputs == (inner,)
@@ -178,7 +189,7 @@ def test_axes_are_kept_with_three_and_with_one(tmp_path: Path) -> None:
         nodes,
         {"x": ["N", 4, 3]},
         {"t": ["N", 3, 4], "s": ["N"]},
-        {"axes": np.array([1, 2])},
+        axes=np.array([1, 2]),
     )
     backend = open_files(path)
     x = np.arange(24, dtype=np.float32).reshape(2, 4, 3)
@@ -189,14 +200,14 @@ def test_axes_are_kept_with_three_and_with_one(tmp_path: Path) -> None:
 
 
 def test_inputs_of_one_axis_are_refused_at_load(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.onnx", [NODE("Neg", ["x"], ["y"])], {"x": ["N"]}, {"y": ["N"]}, {})
+    path = write(tmp_path / "m.onnx", [NODE("Neg", ["x"], ["y"])], {"x": ["N"]}, {"y": ["N"]})
     with pytest.raises(InvalidArchive, match=r"two axes or more; the model has x FP32 \[-1\]"):
         open_files(path)
 
 
 def test_free_axes_are_left_to_opencv_which_says_what_it_does_not_take(tmp_path: Path) -> None:
     square = [NODE("Reshape", ["x", "lengths"], ["y"])]
-    path = write(tmp_path / "m.onnx", square, {"x": ["N", "M"]}, {"y": [2, 2]}, {"lengths": np.array([2, 2])})
+    path = write(tmp_path / "m.onnx", square, {"x": ["N", "M"]}, {"y": [2, 2]}, lengths=np.array([2, 2]))
     backend = open_files(path)
     assert backend.inputs == (TensorSpec("x", "FP32", (-1, -1)),)
     assert backend.outputs == (TensorSpec("y", "FP32", None),)

@@ -160,13 +160,12 @@ def test_weights_that_are_missing_are_told_of(tmp_path: Path) -> None:
 
 
 def test_onnx_files_are_read_too_with_their_metadata(tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="onnx, which writes this test's model, is not installed")
-    from tiny_onnxruntime import GEMM, WEIGHTS, X, Y, build
-    from tiny_onnxruntime import save as save_onnx
+    onnx = pytest.importorskip("onnx", reason="onnx, which writes this test's model, is not installed")
+    import tiny_onnx
 
-    model = build(GEMM, X, Y, WEIGHTS)
+    model = onnx.load(tiny_onnx.tiny(tmp_path))
     model.metadata_props.add(key="character", value="a\nb")
-    backend = open_file(save_onnx(model, tmp_path / "m.onnx"))
+    backend = open_file(tiny_onnx.save(model, tmp_path / "m.onnx"))
     assert backend.metadata["character"] == "a\nb"
     assert backend.infer({"x": ROW}, ["y"])["y"].tolist() == answer(ROW).tolist()
 

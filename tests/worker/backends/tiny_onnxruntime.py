@@ -1,41 +1,10 @@
-"""The tiny model as an ONNX file, and a writer of other small ONNX files."""
+"""The tiny model as an ONNX file."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-from tiny import BIAS, WEIGHT, TinyModel
-
-Ports = Mapping[str, tuple[int, Sequence[str | int] | None]]  # name -> element type, shape
-
-X: Ports = {"x": (TensorProto.FLOAT, ["N", 3])}
-Y: Ports = {"y": (TensorProto.FLOAT, ["N", 2])}
-GEMM = helper.make_node("Gemm", ["x", "W", "b"], ["y"])
-WEIGHTS = {"W": WEIGHT, "b": BIAS}
+import tiny_onnx
+from tiny import TinyModel
 
 
 def make(folder: Path) -> TinyModel:
-    model = build(GEMM, X, Y, WEIGHTS)
-    return TinyModel("onnxruntime", (save(model, folder / "tiny.onnx"),))
-
-
-def build(
-    node: onnx.NodeProto, inputs: Ports, outputs: Ports, weights: Mapping[str, np.ndarray] | None = None
-) -> onnx.ModelProto:
-    """Return a model of one node, in versions of the format that every runtime of these years reads."""
-    graph = helper.make_graph(
-        [node],
-        "tiny",
-        [helper.make_tensor_value_info(name, *port) for name, port in inputs.items()],
-        [helper.make_tensor_value_info(name, *port) for name, port in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
-    )
-    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("ai.onnx.ml", 2)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
-
-
-def save(model: onnx.ModelProto, path: Path) -> Path:
-    path.write_bytes(model.SerializeToString())
-    return path
+    return TinyModel("onnxruntime", (tiny_onnx.tiny(folder),))

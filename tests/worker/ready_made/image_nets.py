@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx_files import FLOAT, Node, write
 from PIL import Image
 
 from mms_lite.handlers.model_handler import ModelHandler
@@ -18,31 +17,8 @@ from mms_lite.worker.context import Context
 
 PHOTOS = Path(__file__).parents[3] / "examples" / "photos"
 COLORS = ("red", "green", "blue")
-FLOAT, UINT8, INT8 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8
-_OPSET, _IR_VERSION = 13, 8
 
 Handler = TypeVar("Handler", bound=ModelHandler)
-Node = helper.make_node
-
-
-def write(
-    path: Path,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: dict[str, tuple[int, Sequence[Any]]],
-    outputs: dict[str, tuple[int, Sequence[Any]]],
-    **weights: Any,
-) -> Path:
-    """Write an ONNX graph; inputs and outputs are name -> (type, shape)."""
-    graph = helper.make_graph(
-        nodes,
-        path.stem,
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    path.write_bytes(model.SerializeToString())
-    return path
 
 
 def mean_color(

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from mms_lite.types import InferRequest, Tensor
@@ -15,33 +13,6 @@ from mms_lite.wire import Item, Outcome
 from mms_lite.worker import handler
 from mms_lite.worker.handler import MmsHandler
 from mms_lite.worker.tensors import to_tensor
-
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-Dims = tuple[int | str, ...]  # a name is a free axis
-
-
-def write_net(
-    file: Path,
-    nodes: list[onnx.NodeProto],
-    inputs: Mapping[str, tuple[int, Dims]],
-    output: tuple[str, Dims],
-    *,
-    constants: Mapping[str, np.ndarray],
-    metadata: Mapping[str, str] | None = None,
-) -> Path:
-    """Write a net of these nodes; the output is float32."""
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in inputs.items()],
-        [helper.make_tensor_value_info(output[0], FLOAT, output[1])],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
-    )
-    net = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    helper.set_model_props(net, dict(metadata or {}))
-    onnx.checker.check_model(net)
-    onnx.save(net, str(file))
-    return file
 
 
 def load(

@@ -12,18 +12,15 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
 from image_nets import (
     COLORS,
-    INT8,
     PHOTOS,
-    UINT8,
-    Node,
     answers,
     context,
     encoded,
     mean_color,
     opened,
     png,
-    write,
 )
+from onnx_files import FLOAT, INT8, UINT8, Node, write
 from PIL import Image
 
 from mms_lite.errors import HandlerError, InvalidArchive, InvalidRequest
@@ -109,7 +106,7 @@ def test_colours_and_layout_are_the_models(tmp_path: Path, layout: str) -> None:
 
 def test_a_model_for_grey_images_gets_grey_ones(tmp_path: Path) -> None:
     nodes = [Node("Flatten", ["data"], ["values"]), Node("Identity", ["values"], ["prob"])]
-    net = write(tmp_path / "net.onnx", nodes, {"data": (1, ["N", 1, 2, 2])}, {"prob": (1, ["N", 4])})
+    net = write(tmp_path / "net.onnx", nodes, {"data": (FLOAT, ["N", 1, 2, 2])}, {"prob": (FLOAT, ["N", 4])})
     handler = opened(ImageClassifier, net, None, color="GRAY", mean=6, std=10)
     (answer,) = answers(handler, png((100, 100, 100)))
     assert [each["probability"] for each in answer] == pytest.approx([9.4] * 4)
@@ -159,8 +156,8 @@ def convolution(path: Path, rows: int | str) -> Path:
         Node("Flatten", ["means"], ["flat"]),
         Node("Softmax", ["flat"], ["prob"], axis=1),
     ]
-    shapes = {"data": (1, [rows, 3, 32, 32])}, {"prob": (1, [rows, 50])}
-    return write(path, nodes, *shapes, kernel=kernel)
+    shapes = {"data": (FLOAT, [rows, 3, 32, 32])}, {"prob": (FLOAT, [rows, 50])}
+    return write(path, nodes, *shapes, {"kernel": kernel})
 
 
 @pytest.mark.parametrize("rows", ["N", 1])
@@ -229,7 +226,7 @@ def test_an_archive_that_does_not_fit_its_model_is_refused(
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
-    image, mask = (1, ["N", 3, 8, 8]), (1, ["N", 3, 8, 8])
+    image, mask = (FLOAT, ["N", 3, 8, 8]), (FLOAT, ["N", 3, 8, 8])
     two = write(
         tmp_path / "two.onnx",
         [Node("Add", ["image", "mask"], ["sum"])],
@@ -265,6 +262,7 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         ({"std": [1, 1, float("nan")]}, "std is not a number"),
         ({"max_pixels": 1e6}, "max_pixels is not a positive whole number"),
         ({"backend": []}, "backend is not an object"),
+        ({"allow_nan": 1}, "allow_nan is neither true nor false: 1"),
     ],
 )
 def test_settings_that_are_none_are_named(config: dict[str, Any], said: str) -> None:

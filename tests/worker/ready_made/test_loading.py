@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import helper
-from packed import FLOAT, ask, load, write_net
+from onnx_files import FLOAT, Node, write
+from packed import ask, load
 
 from mms_lite.errors import BackendMissing, InvalidArchive
 from mms_lite.worker import handler, samples
@@ -28,8 +28,8 @@ TENSORS = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
 
 def write_double(folder: Path) -> None:
     two = np.array(2, np.float32)
-    nodes = [helper.make_node("Mul", ["x", "two"], ["y"])]
-    write_net(folder / "model.onnx", nodes, {"x": (FLOAT, ("N", 3))}, ("y", ("N", 3)), constants={"two": two})
+    rows = (FLOAT, ("N", 3))
+    write(folder / "model.onnx", [Node("Mul", ["x", "two"], ["y"])], {"x": rows}, {"y": rows}, {"two": two})
 
 
 @pytest.mark.parametrize(

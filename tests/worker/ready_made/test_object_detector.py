@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 
-from image_nets import FLOAT, Node, answers, opened, png, write
+from image_nets import answers, opened, png
+from onnx_files import FLOAT, Node, write
 
 from mms_lite.errors import HandlerError, InvalidArchive
 from mms_lite.handlers.object_detector import Detections, ObjectDetector
@@ -32,7 +33,7 @@ def caffe(path: Path, rows: list[list[float]]) -> Path:
     scored = np.array(rows, np.float32)[None, None] * np.array([0, 0, 1, 0, 0, 0, 0], np.float32)
     plain = np.array(rows, np.float32)[None, None] - scored
     outputs = {"found": (FLOAT, [1, 1, "n", 7])}
-    return write(path, nodes, IMAGE, outputs, zero=np.array(0), scored=scored, rows=plain)
+    return write(path, nodes, IMAGE, outputs, {"zero": np.array(0), "scored": scored, "rows": plain})
 
 
 def tensorflow(path: Path, *, counting: bool = False) -> Path:
@@ -64,7 +65,7 @@ def tensorflow(path: Path, *, counting: bool = False) -> Path:
         nodes.append(Node("ReduceSum", ["detection_scores", "rows"], ["num_detections"], keepdims=0))
         outputs["num_detections"] = (FLOAT, ["N"])
         weights["rows"] = np.array([1])
-    return write(path, nodes, IMAGE, outputs, **weights)
+    return write(path, nodes, IMAGE, outputs, weights)
 
 
 def test_caffes_list_becomes_labels_scores_and_boxes_in_pixels(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 cv2 = pytest.importorskip("cv2", reason="the handlers extra is not installed")
 
 import packed  # noqa: E402
-from onnx import helper  # noqa: E402
+from onnx_files import FLOAT, Node, write  # noqa: E402
 
 from mms_lite.errors import HandlerError, InvalidArchive, InvalidRequest  # noqa: E402
 from mms_lite.handlers.text_detector import clockwise, reading_order  # noqa: E402
@@ -26,17 +26,17 @@ PLAIN = {"unclip_ratio": 0, "dilate": False, "short_side": 32}
 def write_brightness(folder: Path, dims: Any = ANY_SIZE, factor: float = 0.5) -> Path:
     """Write a net whose map is (mean of the channels + 1) * factor."""
     nodes = [
-        helper.make_node("ReduceMean", ["x"], ["grey"], axes=[1], keepdims=1),
-        helper.make_node("Add", ["grey", "one"], ["bright"]),
-        helper.make_node("Mul", ["bright", "factor"], ["map"]),
+        Node("ReduceMean", ["x"], ["grey"], axes=[1], keepdims=1),
+        Node("Add", ["grey", "one"], ["bright"]),
+        Node("Mul", ["bright", "factor"], ["map"]),
     ]
     constants = {"one": np.float32(1), "factor": np.float32(factor)}
-    return packed.write_net(
+    return write(
         folder / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, dims)},
-        ("map", (dims[0], 1, *dims[2:])),
-        constants=constants,
+        {"x": (FLOAT, dims)},
+        {"map": (FLOAT, (dims[0], 1, *dims[2:]))},
+        constants,
     )
 
 
@@ -143,9 +143,9 @@ def test_a_body_that_is_no_image_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("color", ["BGR", "RGB"])
 def test_the_channels_are_in_the_models_order(tmp_path: Path, color: str) -> None:
     nodes = [
-        helper.make_node("Slice", ["x", "from", "to", "axis"], ["first"]),
-        helper.make_node("Add", ["first", "one"], ["bright"]),
-        helper.make_node("Mul", ["bright", "half"], ["map"]),
+        Node("Slice", ["x", "from", "to", "axis"], ["first"]),
+        Node("Add", ["first", "one"], ["bright"]),
+        Node("Mul", ["bright", "half"], ["map"]),
     ]
     constants = {
         "from": np.array([0]),
@@ -154,12 +154,12 @@ def test_the_channels_are_in_the_models_order(tmp_path: Path, color: str) -> Non
         "one": np.float32(1),
         "half": np.float32(0.5),
     }
-    packed.write_net(
+    write(
         tmp_path / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, ANY_SIZE)},
-        ("map", ("n", 1, "h", "w")),
-        constants=constants,
+        {"x": (FLOAT, ANY_SIZE)},
+        {"map": (FLOAT, ("n", 1, "h", "w"))},
+        constants,
     )
     image = page(64, 128)
     image[10:30, 10:50, 0] = 255  # red
@@ -172,23 +172,21 @@ def test_a_model_that_gives_no_map_of_probabilities_does_not_load(tmp_path: Path
     write_brightness(tmp_path, factor=100)  # of an empty image already 100
     with pytest.raises(InvalidArchive, match=r"a map of probabilities.*outside 0\.\.1"):
         packed.load("text_detector", tmp_path)
-    mean = helper.make_node("GlobalAveragePool", ["x"], ["y"])
-    packed.write_net(
+    mean = Node("GlobalAveragePool", ["x"], ["y"])
+    write(
         tmp_path / "model.onnx",
         [mean],
-        {"x": (packed.FLOAT, ANY_SIZE)},
-        ("y", ("n", 3, 1, 1)),
-        constants={},
+        {"x": (FLOAT, ANY_SIZE)},
+        {"y": (FLOAT, ("n", 3, 1, 1))},
     )
     with pytest.raises(InvalidArchive, match=r"for one image it is FP32 \[1,3,1,1\]"):
         packed.load("text_detector", tmp_path)
 
 
 def test_a_model_that_takes_no_images_does_not_load(tmp_path: Path) -> None:
-    relu = helper.make_node("Relu", ["x"], ["y"])
-    packed.write_net(
-        tmp_path / "model.onnx", [relu], {"x": (packed.FLOAT, ("n", 4))}, ("y", ("n", 4)), constants={}
-    )
+    relu = Node("Relu", ["x"], ["y"])
+    row = (FLOAT, ("n", 4))
+    write(tmp_path / "model.onnx", [relu], {"x": row}, {"y": row})
     with pytest.raises(InvalidArchive, match=r"images FP32 \[-1,3,height,width\]; this one has: x FP32"):
         packed.load("text_detector", tmp_path)
 
@@ -212,16 +210,16 @@ def test_a_setting_that_is_none_is_named(tmp_path: Path, config: dict[str, Any],
 
 def test_a_map_that_is_not_finite_is_an_error_of_that_image(tmp_path: Path) -> None:
     nodes = [  # (x + 1) / (x + 1): 1, and 0 / 0 where the image is black
-        helper.make_node("ReduceMean", ["x"], ["grey"], axes=[1], keepdims=1),
-        helper.make_node("Add", ["grey", "zero"], ["shifted"]),
-        helper.make_node("Div", ["shifted", "shifted"], ["map"]),
+        Node("ReduceMean", ["x"], ["grey"], axes=[1], keepdims=1),
+        Node("Add", ["grey", "zero"], ["shifted"]),
+        Node("Div", ["shifted", "shifted"], ["map"]),
     ]
-    packed.write_net(
+    write(
         tmp_path / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, ANY_SIZE)},
-        ("map", ("n", 1, "h", "w")),
-        constants={"zero": np.float32(1)},
+        {"x": (FLOAT, ANY_SIZE)},
+        {"map": (FLOAT, ("n", 1, "h", "w"))},
+        {"zero": np.float32(1)},
     )
     model = packed.load("text_detector", tmp_path, PLAIN)
     found = packed.ask(model, packed.png(page(64, 64)), packed.png(page(64, 64, (0, 0, 63, 63))))

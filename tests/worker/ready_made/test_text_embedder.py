@@ -13,7 +13,8 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the handlers extra is not installed")
 
 import packed  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto  # noqa: E402
+from onnx_files import FLOAT, INT64, Node, write  # noqa: E402
 
 from mms_lite.errors import BackendMissing, BadTensor, HandlerError, InvalidArchive, InvalidRequest  # noqa: E402
 from mms_lite.types import BYTES, TensorSpec  # noqa: E402
@@ -46,17 +47,17 @@ def write_lookup(
     inputs: tuple[str, ...] = ("input_ids", "attention_mask"),
     *,
     dims: tuple[int | str, int | str] = ("n", "t"),
-    kind: int = TensorProto.INT64,
+    kind: int = INT64,
     table: np.ndarray = TABLE,
 ) -> None:
     """Write a net that gives each token its vector of a table."""
     write_tokenizer(folder)
-    packed.write_net(
+    write(
         folder / "model.onnx",
-        [helper.make_node("Gather", ["table", "input_ids"], ["hidden"])],
+        [Node("Gather", ["table", "input_ids"], ["hidden"])],
         {name: (kind, dims) for name in inputs},
-        ("hidden", (*dims, 3)),
-        constants={"table": table},
+        {"hidden": (FLOAT, (*dims, 3))},
+        {"table": table},
     )
 
 
@@ -148,11 +149,11 @@ def test_pooling_cls_takes_the_first_token(tmp_path: Path) -> None:
 def test_pooling_none_takes_the_models_own_vectors(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["hidden"]),
-        helper.make_node("ReduceMax", ["hidden"], ["pooled"], axes=[1], keepdims=0),
+        Node("Gather", ["table", "input_ids"], ["hidden"]),
+        Node("ReduceMax", ["hidden"], ["pooled"], axes=[1], keepdims=0),
     ]
-    inputs = {name: (packed.INT64, ("n", "t")) for name in ("input_ids", "attention_mask", "token_type_ids")}
-    packed.write_net(tmp_path / "model.onnx", nodes, inputs, ("pooled", ("n", 3)), constants={"table": TABLE})
+    inputs = {name: (INT64, ("n", "t")) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    write(tmp_path / "model.onnx", nodes, inputs, {"pooled": (FLOAT, ("n", 3))}, {"table": TABLE})
     model = packed.load("text_embedder", tmp_path, {**RAW, "pooling": "none"})
     assert embed(model, "red green") == [[3, 4, 0]]
     with pytest.raises(InvalidArchive, match=r"pooling 'mean' needs \[texts,tokens,dimension\]"):

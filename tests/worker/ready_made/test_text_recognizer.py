@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("cv2", reason="the handlers extra is not installed")
 
 import packed
-from onnx import helper
+from onnx_files import FLOAT, Node, write
 
 from mms_lite.errors import InvalidArchive, InvalidRequest
 from mms_lite.worker.handler import MmsHandler
@@ -32,24 +32,24 @@ def write_columns(
 ) -> None:
     """Write a net that gives each column 1 - |brightness - level| for each class, and 0 below that."""
     nodes = [
-        helper.make_node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
-        helper.make_node("Unsqueeze", ["columns", "last"], ["each"]),
-        helper.make_node("Sub", ["each", "levels"], ["off"]),
-        helper.make_node("Abs", ["off"], ["distance"]),
-        helper.make_node("Sub", ["one", "distance"], ["near"]),
-        helper.make_node("Relu", ["near"], ["classes"]),
+        Node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
+        Node("Unsqueeze", ["columns", "last"], ["each"]),
+        Node("Sub", ["each", "levels"], ["off"]),
+        Node("Abs", ["off"], ["distance"]),
+        Node("Sub", ["one", "distance"], ["near"]),
+        Node("Relu", ["near"], ["classes"]),
     ]
-    packed.write_net(
+    write(
         folder / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, dims)},
-        ("classes", (dims[0], dims[3], len(levels))),
-        constants={
+        {"x": (FLOAT, dims)},
+        {"classes": (FLOAT, (dims[0], dims[3], len(levels)))},
+        {
             "last": np.array([2]),
             "levels": np.array(levels, np.float32),
             "one": np.float32(1),
         },
-        metadata=CHARACTERS if metadata is None else metadata,
+        CHARACTERS if metadata is None else metadata,
     )
 
 
@@ -125,20 +125,20 @@ def test_another_number_of_characters_than_classes_does_not_load(
 def test_lines_of_several_lengths_in_a_batch_are_answered_as_alone(tmp_path: Path) -> None:
     """The net answers by the mean of the whole row: what it is padded with shows."""
     nodes = [
-        helper.make_node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
-        helper.make_node("ReduceMean", ["columns"], ["mean"], axes=[1], keepdims=1),
-        helper.make_node("Abs", ["mean"], ["ink"]),
-        helper.make_node("Unsqueeze", ["ink", "last"], ["a"]),
-        helper.make_node("Sub", ["one", "a"], ["blank"]),
-        helper.make_node("Concat", ["blank", "a"], ["classes"], axis=2),
+        Node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
+        Node("ReduceMean", ["columns"], ["mean"], axes=[1], keepdims=1),
+        Node("Abs", ["mean"], ["ink"]),
+        Node("Unsqueeze", ["ink", "last"], ["a"]),
+        Node("Sub", ["one", "a"], ["blank"]),
+        Node("Concat", ["blank", "a"], ["classes"], axis=2),
     ]
-    packed.write_net(
+    write(
         tmp_path / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, ANY_WIDTH)},
-        ("classes", ("n", 1, 2)),
-        constants={"last": np.array([2]), "one": np.float32(1)},
-        metadata={"character": "a"},
+        {"x": (FLOAT, ANY_WIDTH)},
+        {"classes": (FLOAT, ("n", 1, 2))},
+        {"last": np.array([2]), "one": np.float32(1)},
+        {"character": "a"},
     )
     model = packed.load("text_recognizer", tmp_path, {"min_width": 32})
     lines = [line(*[A] * 30), line(*[A] * 5), line(*[A] * 100), line(*[A] * 29)]
@@ -171,15 +171,14 @@ def test_a_body_that_is_no_image_or_a_strip_fails_alone(tmp_path: Path) -> None:
 
 def test_a_model_whose_output_is_no_probabilities_by_step_does_not_load(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("ReduceMean", ["x"], ["rows"], axes=[1], keepdims=0),
-        helper.make_node("Transpose", ["rows"], ["steps"], perm=[2, 0, 1]),
+        Node("ReduceMean", ["x"], ["rows"], axes=[1], keepdims=0),
+        Node("Transpose", ["rows"], ["steps"], perm=[2, 0, 1]),
     ]
-    packed.write_net(
+    write(
         tmp_path / "model.onnx",
         nodes,
-        {"x": (packed.FLOAT, ANY_WIDTH)},
-        ("steps", ("w", "n", HEIGHT)),
-        constants={},
+        {"x": (FLOAT, ANY_WIDTH)},
+        {"steps": (FLOAT, ("w", "n", HEIGHT))},
         metadata=CHARACTERS,
     )
     with pytest.raises(
