@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from model_archiver import content
+from model_archiver.manifest import MANIFEST_NAME
 from model_archiver.packing import Member, PackError, folder_members
 
 BACKENDS = ("onnxruntime", "openvino", "opencv", "torch", "mxnet", "python")
@@ -139,6 +140,7 @@ _KINDS = (
     _Kind("MXNet's parameters", (".params",), ("mxnet",), content.mxnet_params, _mxnet_graph, leads=False),
     _Kind("Python code", (".py",), ("python",), content.text),
 )
+_SUFFIXES = tuple(suffix for kind in _KINDS for suffix in kind.suffixes)
 _FOLDER = _Kind("TensorFlow SavedModel", ("a folder",), ("openvino",), content.binary)
 _TORCH_ADVICE = "load it into its model and save that with torch.jit, torch.export or torch.onnx"
 _KERAS_ADVICE = "save the model as a TensorFlow SavedModel (model.export) or convert it with tf2onnx"
@@ -190,6 +192,14 @@ def collect(paths: Sequence[str], *, backend: str | None = None) -> ModelFiles:
     )
 
 
+def is_model_file(path: str) -> bool:
+    """Tell whether a path is named as a model file, or is the folder of a SavedModel and no packed model."""
+    if os.path.isdir(path):
+        packed = os.path.lexists(os.path.join(path, MANIFEST_NAME))
+        return not packed and os.path.isfile(os.path.join(path, _SAVED_MODEL))
+    return path.endswith(_SUFFIXES)
+
+
 def known_files() -> str:
     """List the kinds of model files with the backends that load them, the one that is guessed first."""
     return "\n".join(
@@ -221,7 +231,7 @@ def _kind(path: str) -> _Kind:
 
 def _is_companion(path: str, given: Sequence[str]) -> bool:
     """Tell whether a file that is no model file itself belongs to another that is named."""
-    if path.endswith(tuple(suffix for kind in _KINDS for suffix in kind.suffixes)) or os.path.isdir(path):
+    if path.endswith(_SUFFIXES) or os.path.isdir(path):
         return False
     others = [each for each in given if each.endswith((".xml", ".pdmodel", ".onnx"))]
     companions = [file for other in others for file in _with_companions(other, given)]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where serving.py
 
 from serving import Shell, shell_of
 
-STORE = "../model-archives"
+STORE = "model-archives"
 PHOTO = "../photos/coffee.png"
 
 

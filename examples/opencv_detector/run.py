@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where serving.py
 
 from serving import shell_of
 
-STORE = "../model-archives"
+STORE = "model-archives"
 PHOTO = "../photos/coffee.png"
 BLACK = (0, 0, 0)
 COLORS = ((80, 220, 80), (60, 200, 250), (240, 170, 80))  # in OpenCV's order: blue, green, red

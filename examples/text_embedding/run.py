@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where serving.py
 
 from serving import shell_of
 
-STORE = "../model-archives"
+STORE = "model-archives"
 SENTENCES = "sentences.json"
 
 

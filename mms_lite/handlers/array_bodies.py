@@ -144,6 +144,12 @@ def from_npz(data: Any, names: Sequence[str]) -> dict[str, Array]:
         raise BadTensor(f"the .npz file cannot be read: {str(error) or 'it is cut short'}") from error
 
 
+def can_be_cast(array: Array, spec: TensorSpec) -> bool:
+    """Tell whether an array is of another datatype than the model's, of which `cast` might make it."""
+    wanted = DTYPES[spec.datatype]
+    return array.dtype != wanted and array.dtype.kind + wanted.kind in _CASTS
+
+
 def cast(array: Array, spec: TensorSpec) -> Array:
     """Return an array in the model's datatype where that keeps its values (floats are rounded).
 
@@ -152,9 +158,9 @@ def cast(array: Array, spec: TensorSpec) -> Array:
     Raises:
         BadTensor: a value is out of the datatype's range.
     """
-    wanted = DTYPES[spec.datatype]
-    if array.dtype == wanted or array.dtype.kind + wanted.kind not in _CASTS or not array.size:
+    if not can_be_cast(array, spec) or not array.size:
         return array
+    wanted = DTYPES[spec.datatype]
     with np.errstate(over="ignore"):
         done: Array = array.astype(wanted)
     if wanted.kind == "f":

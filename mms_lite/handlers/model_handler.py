@@ -6,11 +6,12 @@ A user derives a class from one of the handlers and overrides a step; the rest s
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from mms_lite.errors import InvalidArchive, InvalidRequest, OutOfMemory, ServingError
+from mms_lite.errors import HandlerError, InvalidArchive, InvalidRequest, OutOfMemory, ServingError
 from mms_lite.handlers.package import Package, backend_settings, is_whole, read_settings
 from mms_lite.types import Signature
 from mms_lite.worker.backends import open_backend
@@ -92,13 +93,17 @@ class ModelHandler:
         self.predictor = Predictor(
             open_backend(self.package.backend, backend), allow_nan=self.settings.allow_nan
         )
-        self.prepare()
         try:
+            self.prepare()
             self.warm_up()
-        except OutOfMemory:
+        except (InvalidArchive, OutOfMemory):
             raise
         except ServingError as error:
             raise InvalidArchive(f"the model cannot run as it is configured: {error.message}") from error
+        except Exception as error:  # a defect of a derived class, or of the framework
+            traceback.print_exc()
+            said = "".join(traceback.format_exception_only(error)).strip()
+            raise InvalidArchive(f"the model cannot run as it is configured: {said}") from error
 
     def close(self) -> None:
         """Let go of the model."""
@@ -147,6 +152,8 @@ class ModelHandler:
         for members in self._batches(items):
             batch = [items[index] for index in members]
             found = self.postprocess(self.infer(self.preprocess(batch)), batch)
+            if len(found) != len(batch):
+                raise HandlerError(f"postprocess returned {len(found)} answers for {len(batch)} items")
             for index, answer in zip(members, found, strict=True):
                 answers[index] = answer
         return answers

@@ -158,7 +158,7 @@ def _spec(name: object, datatype: object, shape: list[object]) -> TensorSpec:
 def _existing(folder: Path, name: object) -> Path:
     path = (folder / str(name)).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.exists():
-        raise InvalidArchive(f"the manifest names {name}, which is not in the archive")
+        raise InvalidArchive(f"the archive has no file {name}")
     return path
 
 

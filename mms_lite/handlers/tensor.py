@@ -25,7 +25,7 @@ from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts
 from mms_lite.handlers.package import read_settings
 from mms_lite.types import TensorSpec
 from mms_lite.worker.context import Context
-from mms_lite.worker.tensors import Array
+from mms_lite.worker.tensors import DTYPES, Array, describe
 
 if TYPE_CHECKING:
     from mms_lite.handlers.image_handler import ImageInput
@@ -184,7 +184,14 @@ class TensorHandler(ModelHandler):
         return {image_input.spec.name: image_input.array([image])}
 
     def _fitted(self, array: Array, name: str) -> Array:
-        return array_bodies.cast(array, self._input(name)) if self.settings.cast else array
+        spec = self._input(name)
+        if self.settings.cast:
+            return array_bodies.cast(array, spec)
+        if array_bodies.can_be_cast(array, spec):
+            wanted = DTYPES[spec.datatype].name
+            advice = f'save it as {wanted}, or say "cast": true in the handler config'
+            raise array_bodies.misfit(spec, f"{describe(array)}; {advice}")
+        return array
 
     def _input(self, name: str) -> TensorSpec:
         """Return the input of a name, or the only one for the name that any may have."""

@@ -61,6 +61,7 @@ class MmsHandler:
         self.signature = entry.signature
         self._call_entry = entry.call
         self._close_entry = entry.close
+        self._ready_made = entry.close is not None  # sees for itself what a body is
         self._context = context
         self._module = entry.module
         self._name = name
@@ -197,6 +198,8 @@ class MmsHandler:
             if kind.startswith("text"):
                 return part.data.decode("utf-8")
         except (ValueError, RecursionError) as error:
+            if self._ready_made:
+                return part.data
             raise InvalidRequest(f"the body is declared as {kind} and is not: {error}") from error
         return part.data
 

@@ -36,9 +36,14 @@ def read(folder: str, manifest: Mapping[str, Any] | None) -> Iterator[tuple[str,
         path = os.path.realpath(os.path.join(folder, str(name)))
         if not path.startswith(os.path.realpath(folder) + os.sep) or not os.path.isfile(path):
             raise InvalidArchive(f"the sample {name} is not in the archive")
-        kind = _KINDS.get(os.path.splitext(path)[1]) or mimetypes.guess_type(path)[0] or ""
-        with open(path, "rb") as file:
-            yield str(name), Tensor("body", BYTES, (), bytearray(file.read()), kind)
+        yield str(name), body(path)
+
+
+def body(path: str) -> Tensor:
+    """Return the body of a request that sends a file, with the content type of its suffix."""
+    kind = _KINDS.get(os.path.splitext(path)[1]) or mimetypes.guess_type(path)[0] or ""
+    with open(path, "rb") as file:
+        return Tensor("body", BYTES, (), bytearray(file.read()), kind)
 
 
 def run(model: Model, folder: str, manifest: Mapping[str, Any] | None) -> None:
@@ -47,9 +52,9 @@ def run(model: Model, folder: str, manifest: Mapping[str, Any] | None) -> None:
     Raises:
         InvalidArchive: it fails on one.
     """
-    for name, body in read(folder, manifest):
+    for name, sent in read(folder, manifest):
         outcomes: list[Outcome] = []
-        item = Item(0, None, InferRequest(id=f"sample-{name}", model="", inputs=[body]))
+        item = Item(0, None, InferRequest(id=f"sample-{name}", model="", inputs=[sent]))
         model.run([item], _ignore, outcomes.extend)
         fault = _fault(outcomes)
         if fault:

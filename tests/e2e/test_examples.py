@@ -100,7 +100,7 @@ def typed(readme: str) -> list[list[str]]:
 def printed_commands(printed: str) -> list[list[str]]:
     """The commands that run.py printed, as they are typed for a server on the usual ports."""
     text = re.sub(r"http://127\.0\.0\.1:\d+/", "http://127.0.0.1:8080/", printed)
-    text = text.replace("--mms-config .run/config.properties", "--model-store ../model-archives")
+    text = text.replace("--mms-config .run/config.properties", "--model-store model-archives")
     text = text.replace("curl --silent --show-error --fail", "curl")
     return [shlex.split(line) for line in re.findall(r"^\$ (?!cd |export )(.*)", text, re.MULTILINE)]
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import shutil
 import struct
 import textwrap
@@ -779,3 +780,24 @@ async def test_an_engine_whose_only_model_lost_its_workers_is_not_ready(
         lambda: inline.engine.describe("m").state is VersionState.FAILED, "the workers to give up"
     )
     assert inline.engine.ready() is False
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("net-1.1.onnx", "net_1_1"), ("frozen.pb", "frozen"), ("m-symbol.json", "m_symbol")]
+)
+async def test_a_bare_model_file_is_answered_with_how_to_pack_it(inline: Bench, file: str, name: str) -> None:
+    (inline.store.folder / file).write_bytes(b"\x08\x08")
+    with pytest.raises(
+        InvalidArchive,
+        match=f"{re.escape(file)} is a model file.*--model-name {name} --model-file {re.escape(file)}",
+    ):
+        await inline.load(file)
+
+
+async def test_a_manifest_with_model_files_and_no_handler_is_served_by_the_tensor_handler(
+    inline: Bench,
+) -> None:
+    manifest = {"model": {"modelName": "m", "backend": "onnxruntime", "modelFiles": ["nothing.onnx"]}}
+    inline.store.put("m", {"MAR-INF/MANIFEST.json": json.dumps(manifest)})
+    with pytest.raises(InvalidArchive, match=r"the archive has no file nothing\.onnx"):
+        await inline.engine.load(LoadOptions(url="m"))

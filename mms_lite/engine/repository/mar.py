@@ -21,6 +21,7 @@ from mms_lite.errors import ConfigError, InvalidArchive, InvalidRequest, LoadErr
 from mms_lite.types import LoadOptions, ModelSpec
 from model_archiver import archive
 from model_archiver.manifest import DEFAULT_HANDLER, Manifest, ManifestError
+from model_archiver.model_files import is_model_file
 
 _MAX_NAME = 128
 _RUNTIMES = ("python", "python2", "python3")
@@ -72,6 +73,7 @@ class MarRepository:
         _check_options(options)
         try:
             with self._archive(options) as source:
+                _refuse_model_file(source)
                 manifest = archive.read_manifest(source)
                 name, handler = self._identity(options, manifest, source)
                 version = options.version or (manifest.model.version if manifest else None) or "1"
@@ -214,6 +216,20 @@ def startup_models(load_models: str) -> list[LoadOptions]:
             sha256 = digest if mark else None
             found.append(LoadOptions(url=match[2], sha256=sha256, name=match[1], at_startup=True))
     return found
+
+
+def _refuse_model_file(source: Path) -> None:
+    """Tell how to pack what somebody hoped to load as it is.
+
+    Raises:
+        InvalidArchive: it is a model file.
+    """
+    if is_model_file(str(source)):
+        name = re.sub(r"\W", "_", source.stem)
+        raise InvalidArchive(
+            f"{source.name} is a model file, not an archive. Pack it first: "
+            f"model-archiver --model-name {name} --model-file {source.name}"
+        )
 
 
 def _derived_name(source: Path) -> str:

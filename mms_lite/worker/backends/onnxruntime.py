@@ -43,6 +43,9 @@ _NOISE = re.compile(
     r"|\b\w+\.(?:cc|h):\d+ \w+ "
 )
 
+# Raised for inputs that its nodes cannot work on: lengths that do not suit each other, an index out of range.
+_REFUSALS = (runtime.InvalidArgument, runtime.Fail, runtime.RuntimeException)
+
 
 class OnnxRuntimeBackend:
     """An ONNX Runtime session of one .onnx file, its external data beside it.
@@ -100,7 +103,8 @@ class OnnxRuntimeBackend:
         feed = {**inputs, **{name: texts(name, inputs[name]) for name in self._texts}}
         try:
             found = self._session.run(list(outputs), feed)
-        except runtime.InvalidArgument as error:
+        except _REFUSALS as error:
+            raise_if_no_memory(error, "ONNX Runtime")
             raise BadTensor(f"the model refuses the inputs: {reason(error, _NOISE)}") from error
         except Exception as error:
             raise_if_no_memory(error, "ONNX Runtime")
