@@ -186,8 +186,11 @@ def _opened(path: StrPath, limits: ArchiveLimits) -> Iterator[_Contents]:
 
 
 def _hint(file: io.FileIO) -> str | None:
-    if os.pread(file.fileno(), 2, 0) == b"\x1f\x8b":
+    start = os.pread(file.fileno(), 2, 0)
+    if start == b"\x1f\x8b":
         return "it is a gzip file; the server loads .mar archives or folders; unpack it."
+    if start == b"PK" and not zipfile.is_zipfile(file):  # a zip's last bytes say that it is one
+        return "it is cut short or damaged."
     return None
 
 

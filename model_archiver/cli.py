@@ -1,8 +1,10 @@
 """The `model-archiver` command: MMS's options, messages and exit codes, and what packs bare model files."""
 
 import argparse
+import difflib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +14,7 @@ from typing import Any
 from model_archiver import content, inspection
 from model_archiver.manifest import DEFAULT_HANDLER, READY_MADE, Manifest, ManifestError, ManifestModel
 from model_archiver.model_files import BACKENDS, collect, known_files
-from model_archiver.packing import ArchiveFormat, Member, PackError, pack
+from model_archiver.packing import ArchiveFormat, Member, Packed, PackError, pack
 
 _YELLOW, _PLAIN = "\033[93m", "\033[0m"
 _USAGE = """model-archiver --model-name NAME --model-path FOLDER --handler HANDLER [options]
@@ -32,6 +34,25 @@ _MMS_OPTIONS = (
     "--convert",
     "--version",
 )
+_OUR_OPTIONS = (
+    "--model-file",
+    "--backend",
+    "--labels",
+    "--handler-config",
+    "--sample",
+    "--extra-file",
+    "--model-version",
+    "--description",
+)
+# What people call a backend, and what they mean.
+_ALIASES = {
+    "onnx": "onnxruntime",
+    "ov": "openvino",
+    "cv2": "opencv",
+    "pytorch": "torch",
+    "tensorflow": "openvino or opencv",
+    "tf": "openvino or opencv",
+}
 _MAX_VERSION = 128
 
 
@@ -46,24 +67,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return inspection.main(words)
     given = _read(words)
     try:
-        manifest, added = _manifest(given)
-        pack(
-            given.model_path,
-            manifest,
-            added=added,
-            export_path=given.export_path,
-            archive_format=ArchiveFormat(given.archive_format),
-            force=given.force,
-            convert=given.convert,
-            warn=lambda message: _report("WARNING", message),
-        )
+        packed = _pack(given)
     except PackError as err:
         _report("ERROR", str(err))
         return 1
     except OSError as err:
         _report("ERROR", f"{err.filename}: {err.strerror or err}")
         return 1
+    if given.model_file:
+        _say_what_was_packed(packed, given)
     return 0
+
+
+def _pack(given: argparse.Namespace) -> Packed:
+    """Pack; of a call that MMS lacks the warnings come after success: an error means nothing was replaced."""
+    manifest, added = _manifest(given)
+    held: list[str] = []
+    is_ours = given.model_file or given.handler in READY_MADE
+    packed = pack(
+        given.model_path,
+        manifest,
+        added=added,
+        export_path=given.export_path,
+        archive_format=ArchiveFormat(given.archive_format),
+        force=given.force,
+        convert=given.convert,
+        warn=held.append if is_ours else _warn,
+    )
+    for message in held:
+        _warn(message)
+    return packed
+
+
+def _say_what_was_packed(packed: Packed, given: argparse.Namespace) -> None:
+    model, records = packed.manifest.model, packed.manifest.files.values()
+    path = packed.path.name if given.export_path is None else str(packed.path)
+    size = _in_units(sum(record.bytes for record in records))
+    files = inspection.count(len(records))
+    inspection.say(f"{path}: {files}, {size}, {model.backend}, handler {model.handler}")
+    if given.archive_format != ArchiveFormat.TGZ.value:  # which mms-lite does not load
+        inspection.say(f"Try it: mms-lite check {shlex.quote(path)}")
+
+
+def _in_units(size_bytes: int) -> str:
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.1f} {name}"
+    return f"{size_bytes} bytes"
 
 
 def _read(words: Sequence[str]) -> argparse.Namespace:
@@ -76,13 +126,40 @@ def _read(words: Sequence[str]) -> argparse.Namespace:
         for option in ("backend", "labels", "handler_config", "sample", "extra_file"):
             if getattr(given, option) not in (None, []):
                 parser.error(f"argument --{option.replace('_', '-')}: only with argument --model-file")
+    hint = _hint(unknown, any_option=bool(given.model_file))
+    if hint:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; did you mean {hint}?")
     required = ("model_name",) if given.model_file else ("model_name", "model_path", "handler")
     missing = [f"--{name.replace('_', '-')}" for name in required if getattr(given, name) is None]
+    if missing == ["--model-name", "--model-path", "--handler"]:
+        parser.error(
+            "the following arguments are required: --model-name, and --model-file (a model file) "
+            "or --model-path with --handler (code)"
+        )
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return given
+
+
+def _hint(unknown: Sequence[str], *, any_option: bool) -> str | None:
+    """Return the option that an unknown one is like; without `any_option` one that MMS lacks."""
+    for word in unknown:
+        typed = word.partition("=")[0]
+        near = difflib.get_close_matches(typed, (*_OUR_OPTIONS, *_MMS_OPTIONS), 1, 0.8)
+        if typed.startswith("-") and near and (any_option or near[0] in _OUR_OPTIONS):
+            return near[0]
+    return None
+
+
+def _backend(word: str) -> str:
+    if word in BACKENDS:
+        return word
+    near = difflib.get_close_matches(word.lower(), BACKENDS, 1, 0.8)
+    meant = _ALIASES.get(word.lower()) or (near[0] if near else None)
+    hint = f"; did you mean {meant}?" if meant else ""
+    raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(BACKENDS)}){hint}")
 
 
 def _written_out(word: str) -> str:
@@ -198,6 +275,10 @@ def export_main() -> int:
     return 0
 
 
+def _warn(message: str) -> None:
+    _report("WARNING", message)
+
+
 def _report(level: str, message: str) -> None:
     print(f"{level} - {message}", file=sys.stderr)
 
@@ -250,7 +331,12 @@ def _add_model_file_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="model file, or the folder of a SavedModel; the first is the primary one (repeatable)",
     )
-    add("--backend", choices=BACKENDS, help="what loads the model file; default: guessed from it")
+    add(
+        "--backend",
+        type=_backend,
+        choices=BACKENDS,
+        help="what loads the model file; default: guessed from it",
+    )
     add("--labels", metavar="FILE", help="names of the classes, one a line, or a .json list")
     add("--handler-config", metavar="FILE-OR-JSON", help="settings of the handler: a JSON object or its file")
     add(

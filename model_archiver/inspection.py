@@ -17,6 +17,7 @@ from model_archiver.packing import PackError, folder_members
 
 VERBS = ("inspect", "verify")
 _CHUNK_BYTES = 1024 * 1024
+_MAX_NAMED = 5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(path: str, label: str, *, as_json: bool) -> None:
-    manifest = read_manifest(path)
+    manifest = _read_manifest(path, label)
     facts = _facts(manifest) if manifest else {}
     files = {name: _record(chunks) for name, chunks in _files(path)}
     total_bytes = sum(record.bytes for record in files.values())
@@ -63,13 +64,13 @@ def _inspect(path: str, label: str, *, as_json: bool) -> None:
         records = {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in files.items()}
         print(json.dumps({"archive": label, **facts, "files": records, "bytes": total_bytes}, indent=2))
         return
-    _say(label)
+    say(label)
     for key, value in facts.items():
         if value not in (None, [], ""):
-            _say(f"  {_TITLES[key]:<16}{_in_words(value)}")
+            say(f"  {_TITLES[key]:<16}{_in_words(value)}")
     if manifest is None:
-        _say("  no manifest: whoever loads it has to name the model and its handler")
-    _say("")
+        say("  no manifest: whoever loads it has to name the model and its handler")
+    say("")
     _show_table(files, total_bytes)
 
 
@@ -113,15 +114,15 @@ def _in_words(value: Any) -> str:
 
 def _show_table(files: Mapping[str, FileRecord], total_bytes: int) -> None:
     width = max(len("bytes"), len(f"{total_bytes:,}"))
-    _say(f"  {'bytes':>{width}}  {'sha256':<64}  file")
+    say(f"  {'bytes':>{width}}  {'sha256':<64}  file")
     for name, record in files.items():
-        _say(f"  {record.bytes:>{width},}  {record.sha256}  {name}")
-    _say(f"  {total_bytes:>{width},}  in {_count(len(files))}, besides the manifest")
+        say(f"  {record.bytes:>{width},}  {record.sha256}  {name}")
+    say(f"  {total_bytes:>{width},}  in {count(len(files))}, besides the manifest")
 
 
 def _verify(path: str, label: str) -> int:
     """Compare every file with its record; without records the archive's own checksums are all there is."""
-    manifest = read_manifest(path)
+    manifest = _read_manifest(path, label)
     recorded = manifest.files if manifest else {}
     faults, found = [], set()
     for name, chunks in _files(path):
@@ -138,14 +139,31 @@ def _verify(path: str, label: str) -> int:
         _complain(fault)
     if faults:
         return 1
-    files = _count(len(found))
+    files = count(len(found))
     if recorded:
-        _say(f"{label}: {files}, all as recorded")
+        say(f"{label}: {files}, all as recorded")
     elif os.path.isdir(path):
-        _say(f"{label}: {files}; no digests are recorded, so nothing could be compared")
+        say(f"{label}: {files}; no digests are recorded, so nothing could be compared")
     else:
-        _say(f"{label}: {files}; no digests are recorded, so only CRCs were checked")
+        say(f"{label}: {files}; no digests are recorded, so only CRCs were checked")
     return 0
+
+
+def _read_manifest(path: str, label: str) -> Manifest | None:
+    """Read the manifest; a model may lack one, but a folder of archives, or an empty one, is no model."""
+    manifest = read_manifest(path)
+    if manifest is None and os.path.isdir(path):
+        names = sorted(os.listdir(path))
+        archives = [name for name in names if name.endswith(".mar")]
+        if archives or not names:
+            held = f"; it holds the archives {_first(archives)}" if archives else ""
+            raise InvalidArchive(f"{label} is no model: it has no {MANIFEST_NAME}{held}")
+    return manifest
+
+
+def _first(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _difference(found: FileRecord, recorded: FileRecord | None) -> str | None:
@@ -183,15 +201,16 @@ def _record(chunks: Iterable[bytes]) -> FileRecord:
     return FileRecord(bytes=size, sha256=sha256.hexdigest())
 
 
-def _count(number: int) -> str:
+def count(number: int) -> str:
+    """Return a number of files in words."""
     return f"{number} file" if number == 1 else f"{number} files"
 
 
 def _complain(message: str) -> None:
-    _say(f"ERROR - {message}", to_error=True)
+    say(f"ERROR - {message}", to_error=True)
 
 
-def _say(line: str, *, to_error: bool = False) -> None:
+def say(line: str, *, to_error: bool = False) -> None:
     """Print a line of which strangers wrote parts: no escape sequences, nothing that the terminal lacks."""
     stream = sys.stderr if to_error else sys.stdout
     shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)

@@ -265,6 +265,13 @@ def _backend(files: Sequence[_File], wanted: str | None) -> str:
         unfit = [file for file in files if backend not in file.kind.backends]
         if not unfit or (backend == "python" and primary not in unfit):
             return backend
+        if wanted:
+            raise PackError(
+                f"{unfit[0].name} is loaded by {_any_of(unfit[0].kind.backends)}, not by {wanted}."
+            )
     names = " and ".join(file.name for file in files)
-    who = f"The backend {wanted} does not load" if wanted else "No backend loads all of"
-    raise PackError(f"{who} {names}. Model files and their backends are:\n{known_files()}")
+    raise PackError(f"No backend loads all of {names}. Model files and their backends are:\n{known_files()}")
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)

@@ -9,6 +9,7 @@ import io
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import tarfile
@@ -63,6 +64,14 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """What `pack` made: where it is, and the manifest that it holds."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
 class _Part:
     """A member that is open: `source` yields `size` bytes."""
 
@@ -86,7 +95,7 @@ def pack(
     force: bool = False,
     convert: bool = False,
     warn: Callable[[str], None] = _silent,
-) -> Path:
+) -> Packed:
     """Pack a model's folder, or none, and `added` files with a manifest under `export_path` (default: here).
 
     The output is named after the model, the same input gives the same bytes, and a failure leaves nothing.
@@ -95,11 +104,11 @@ def pack(
 
     Raises:
         PackError: bad name or folder, output exists without `force`, an .onnx file with `convert`,
-            unpackable file, two of one name, a ready-made handler without model files, full disk.
+            unpackable file, two of one name, a ready-made handler without what it needs, full disk.
     """
     name = manifest.model.name or ""
     export_path = os.getcwd() if export_path is None else os.fspath(export_path)
-    _check_arguments(name, export_path, model_path)
+    _check_arguments(manifest.model, export_path, model_path)
     target = os.path.join(export_path, name + _SUFFIXES[archive_format])
     if os.path.lexists(target):
         if not force:
@@ -126,18 +135,22 @@ def pack(
     except OSError as err:
         # What cannot be moved to its place is named by that place, not by the scratch file.
         raise PackError(f"{err.filename2 or err.filename or target}: {err.strerror or err}") from err
-    return Path(target)
+    return Packed(Path(target), manifest)
 
 
-def _check_arguments(name: str, export_path: str, model_path: StrPath | None) -> None:
-    if not re.fullmatch(_NAME_PATTERN, name):
+def _check_arguments(model: ManifestModel, export_path: str, model_path: StrPath | None) -> None:
+    if not re.fullmatch(_NAME_PATTERN, model.name or ""):
         raise PackError(
             "Model name contains special characters.\n"
             f"The allowed regular expression filter for model name is: ^{_NAME_PATTERN}$"
         )
     if not os.path.isdir(os.path.abspath(export_path)):  # "" is the current folder
+        # MMS's sentence; the remedy is for those who do not come from there.
+        advised = model.model_files and not os.path.lexists(export_path)
+        remedy = f" (mkdir -p {shlex.quote(export_path)})" if advised else ""
         raise PackError(
-            f"Given export-path {export_path} is not a directory. Point to a valid export-path directory."
+            f"Given export-path {export_path} is not a directory. "
+            f"Point to a valid export-path directory.{remedy}"
         )
     if model_path is not None and not os.path.isdir(model_path):
         raise PackError(
@@ -233,7 +246,7 @@ def _check_file(name: str, path: str) -> None:
 
 
 def _check_handler(
-    members: Iterable[Member],
+    members: Sequence[Member],
     model: ManifestModel,
     *,
     model_path: StrPath | None,
@@ -247,6 +260,8 @@ def _check_handler(
     found = [member.name for member in members if member.name in wanted]
     if handler in READY_MADE:
         _check_ready_made(handler, found, has_model_files=bool(model.model_files))
+        if model.model_files:
+            _check_tokenizer(members, model)
     elif not found:
         if model.model_files:
             _refuse_misspelt(handler)
@@ -267,6 +282,14 @@ def _check_ready_made(handler: str, found: Sequence[str], *, has_model_files: bo
         raise PackError(
             f"{handler} is a ready-made handler, which serves a model file: name it with --model-file."
         )
+
+
+def _check_tokenizer(members: Sequence[Member], model: ManifestModel) -> None:
+    if model.handler != "text_embedder":
+        return
+    tokenizer = (model.handler_config or {}).get("tokenizer", "tokenizer.json")
+    if tokenizer not in [member.name for member in members]:
+        raise PackError(f"text_embedder needs the model's tokenizer: add --extra-file {tokenizer}")
 
 
 def _refuse_misspelt(handler: str) -> None:

@@ -58,12 +58,12 @@ def test_packing_and_extracting_gives_the_tree_back(files: dict[str, bytes], man
     with scratch() as folder:
         source = folder / "source"
         lay_out(source, files)
-        archive = pack(source, manifest, export_path=folder)
+        archive = pack(source, manifest, export_path=folder).path
         extract(archive, folder / "target")
         expected = tree(source) | {MANIFEST_NAME: manifest.to_json().encode()}
         assert tree(folder / "target") == expected
         assert read_manifest(archive) == manifest
-        same = pack(source, manifest, export_path=folder, archive_format=ArchiveFormat.FOLDER)
+        same = pack(source, manifest, export_path=folder, archive_format=ArchiveFormat.FOLDER).path
         assert tree(same) == expected
 
 
@@ -85,7 +85,7 @@ def mutate(content: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
 def packed_sample() -> bytes:
     with scratch() as folder:
         lay_out(folder / "source", {"svc.py": b"x" * 50, "a/b/c": b"y", "weights": bytes(range(64))})
-        return pack(folder / "source", MANIFEST, export_path=folder).read_bytes()
+        return pack(folder / "source", MANIFEST, export_path=folder).path.read_bytes()
 
 
 SAMPLE = packed_sample()

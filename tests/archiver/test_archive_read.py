@@ -278,6 +278,14 @@ def test_a_tar_gz_gets_a_hint(path: Path, target: Path) -> None:
     refused(path, target, r"it is a gzip file; the server loads \.mar archives or folders; unpack it")
 
 
+def test_a_zip_without_its_end_is_said_to_be_cut_short(path: Path, target: Path) -> None:
+    content = build(path, ("a", os.urandom(1000))).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    refused(path, target, r"^net\.mar is not a model archive \(zip\): it is cut short or damaged\.$")
+    path.write_bytes(b"hello")
+    refused(path, target, r"^net\.mar is not a model archive \(zip\): File is not a zip file$")
+
+
 def test_every_truncation_is_refused(path: Path, target: Path) -> None:
     content = build(path, ("a", b"x" * 100), ("b", b"y")).read_bytes()
     for length in range(len(content)):

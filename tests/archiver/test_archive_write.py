@@ -69,7 +69,7 @@ def packed(path: Path) -> dict[str, bytes]:
 
 
 def test_a_mar_holds_sorted_files_then_the_manifest(model: Path, out: Path) -> None:
-    path = pack(model, MANIFEST, export_path=out)
+    path = pack(model, MANIFEST, export_path=out).path
     assert path == out / "net.mar"
     content = packed(path)
     assert list(content) == ["a.txt", "b/weights.params", "svc.py", MANIFEST_NAME]
@@ -81,7 +81,7 @@ def test_a_mar_holds_sorted_files_then_the_manifest(model: Path, out: Path) -> N
 
 @pytest.mark.parametrize("archive_format", list(ArchiveFormat))
 def test_every_format_holds_the_same_files(model: Path, out: Path, archive_format: ArchiveFormat) -> None:
-    path = pack(model, MANIFEST, export_path=out, archive_format=archive_format)
+    path = pack(model, MANIFEST, export_path=out, archive_format=archive_format).path
     assert path == out / f"net{SUFFIX[archive_format]}"
     assert packed(path) == tree(model) | {MANIFEST_NAME: MANIFEST.to_json().encode()}
     assert [child.name for child in out.iterdir()] == [path.name]
@@ -91,7 +91,7 @@ def test_the_current_folder_is_the_default_export_path(
     model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(out)
-    assert pack(model, MANIFEST) == out / "net.mar"
+    assert pack(model, MANIFEST).path == out / "net.mar"
 
 
 @pytest.mark.parametrize("archive_format", [ArchiveFormat.MAR, ArchiveFormat.TGZ])
@@ -102,7 +102,7 @@ def test_the_same_input_gives_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     restored_umask: None,
 ) -> None:
-    first = pack(model, MANIFEST, export_path=out, archive_format=archive_format).read_bytes()
+    first = pack(model, MANIFEST, export_path=out, archive_format=archive_format).path.read_bytes()
     os.umask(0o077)
     monkeypatch.setattr("time.time", lambda: 2e9)
     for number, path in enumerate(sorted(model.rglob("*"))):
@@ -111,14 +111,14 @@ def test_the_same_input_gives_the_same_bytes(
             path.chmod(0o640)
     again = model.rename(model.with_name("elsewhere"))
     os.mkdir(out / "second")
-    second = pack(again, MANIFEST, export_path=out / "second", archive_format=archive_format)
+    second = pack(again, MANIFEST, export_path=out / "second", archive_format=archive_format).path
     assert second.read_bytes() == first
 
 
 def test_only_the_executable_bit_of_a_mode_is_kept(model: Path, out: Path) -> None:
     (model / "svc.py").chmod(0o700)
     (model / "a.txt").chmod(0o666)
-    with zipfile.ZipFile(pack(model, MANIFEST, export_path=out)) as archive:
+    with zipfile.ZipFile(pack(model, MANIFEST, export_path=out).path) as archive:
         modes = {info.filename: info.external_attr >> 16 for info in archive.infolist()}
     assert modes["svc.py"] == stat.S_IFREG | 0o755
     assert modes["a.txt"] == stat.S_IFREG | 0o644
@@ -129,7 +129,7 @@ def test_output_has_the_mode_that_the_umask_gives(
     model: Path, out: Path, archive_format: ArchiveFormat, restored_umask: None
 ) -> None:
     os.umask(0o027)
-    path = pack(model, MANIFEST, export_path=out, archive_format=archive_format)
+    path = pack(model, MANIFEST, export_path=out, archive_format=archive_format).path
     assert stat.S_IMODE(path.stat().st_mode) == (0o750 if path.is_dir() else 0o640)
 
 
@@ -143,14 +143,14 @@ def test_clutter_is_left_out_and_hidden_files_are_kept(model: Path, out: Path) -
         write(model / name)
     write(model / ".hidden")
     (model / "empty").mkdir()
-    content = packed(pack(model, MANIFEST, export_path=out))
+    content = packed(pack(model, MANIFEST, export_path=out).path)
     assert set(content) == before | {".hidden", MANIFEST_NAME}
 
 
 def test_a_linked_file_is_stored_as_its_content(model: Path, out: Path, tmp_path: Path) -> None:
     (model / "linked.bin").symlink_to(write(tmp_path / "cache/big.bin", "weights"))
     for archive_format in ArchiveFormat:
-        path = pack(model, MANIFEST, export_path=out, archive_format=archive_format)
+        path = pack(model, MANIFEST, export_path=out, archive_format=archive_format).path
         assert packed(path)["linked.bin"] == b"weights"
     assert not (out / "net/linked.bin").is_symlink()
 
@@ -158,7 +158,7 @@ def test_a_linked_file_is_stored_as_its_content(model: Path, out: Path, tmp_path
 def test_a_linked_folder_is_skipped_with_a_warning(model: Path, out: Path) -> None:
     (model / "again").symlink_to(model)
     warnings: list[str] = []
-    content = packed(pack(model, MANIFEST, export_path=out, warn=warnings.append))
+    content = packed(pack(model, MANIFEST, export_path=out, warn=warnings.append).path)
     assert not any(name.startswith("again") for name in content)
     assert warnings == ["again is a link to a directory; it is skipped"]
 
@@ -276,8 +276,8 @@ def test_replacing_a_link_to_a_folder_keeps_that_folder(model: Path, out: Path, 
 def test_earlier_output_inside_the_model_folder_is_not_packed(
     model: Path, archive_format: ArchiveFormat
 ) -> None:
-    first = packed(pack(model, MANIFEST, export_path=model, archive_format=archive_format))
-    second = packed(pack(model, MANIFEST, export_path=model, archive_format=archive_format, force=True))
+    first = packed(pack(model, MANIFEST, export_path=model, archive_format=archive_format).path)
+    second = packed(pack(model, MANIFEST, export_path=model, archive_format=archive_format, force=True).path)
     assert second == first
 
 
@@ -285,7 +285,7 @@ def test_earlier_output_inside_the_model_folder_is_not_packed(
 def test_a_failure_leaves_the_earlier_output_and_nothing_else(
     model: Path, out: Path, archive_format: ArchiveFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = pack(model, MANIFEST, export_path=out, archive_format=archive_format)
+    target = pack(model, MANIFEST, export_path=out, archive_format=archive_format).path
     before = packed(target)
     write(model / "a.txt", "changed")
     opened = iter(["ok"])
@@ -348,7 +348,7 @@ def test_a_handler_in_the_folder_is_found(tmp_path: Path, out: Path, handler: st
 def test_a_handler_that_is_not_packed_is_a_warning(tmp_path: Path, out: Path, file: str) -> None:
     write(tmp_path / "src" / file)
     warnings: list[str] = []
-    assert pack(tmp_path / "src", MANIFEST, export_path=out, warn=warnings.append).exists()
+    assert pack(tmp_path / "src", MANIFEST, export_path=out, warn=warnings.append).path.exists()
     assert warnings == [
         f"handler file svc not found in model-path {tmp_path / 'src'}; "
         "the module must then be importable where the model is served"

@@ -219,6 +219,7 @@ AS_MMS = {
         PARSE_ERROR + "the following arguments are required: --model-path\n", 2, model_path=None
     ),
     "no handler": refused(PARSE_ERROR + "the following arguments are required: --handler\n", 2, handler=None),
+    "misspelt flag": refused(PARSE_ERROR + "unrecognized arguments: --forse\n", 2, flags=("--forse",)),
     "unknown flag": refused(PARSE_ERROR + "unrecognized arguments: --bogus\n", 2, flags=("--bogus",)),
     "a word too many": refused(PARSE_ERROR + "unrecognized arguments: extra\n", 2, flags=("extra",)),
     "a name like a flag": refused(
@@ -308,7 +309,9 @@ def test_an_abbreviation_of_two_options_is_refused(call: Run) -> None:
 def test_without_arguments_every_missing_one_is_named(call: Run) -> None:
     ran = call()
     assert ran.code == 2
-    assert ran.err.endswith("are required: --model-name, --model-path, --handler\n")
+    assert ran.err.endswith(
+        "required: --model-name, and --model-file (a model file) or --model-path with --handler (code)\n"
+    )
 
 
 def test_a_folder_that_is_its_own_output_only_gets_the_manifest(run: Run, tmp_path: Path) -> None:

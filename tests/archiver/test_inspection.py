@@ -152,7 +152,7 @@ def test_what_is_no_archive_is_one_error_line(
         "nope.mar": "nope.mar: No such file or directory",
         "text.mar": "text.mar is not a model archive (zip)",
         "gzip.mar": "gzip.mar is not a model archive (zip): it is a gzip file; the server loads",
-        "cut.mar": "cut.mar is not a model archive (zip)",
+        "cut.mar": "cut.mar is not a model archive (zip): it is cut short or damaged.",
         "folder": "folder: The manifest is not valid JSON",
         "folder.fifo": "folder.fifo is not a model archive (zip): not a regular file.",
         net: "net.mar: entry '../evil' is refused: its name has an empty, '.' or '..' component.",
@@ -161,6 +161,27 @@ def test_what_is_no_archive_is_one_error_line(
         assert (answer.code, answer.out) == (1, "")
         assert answer.err.startswith(f"ERROR - {message}")
         assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_a_folder_of_archives_is_no_model(archiver: Run, put: Put, net: str, verb: str) -> None:
+    answer = archiver(verb, "out")
+    assert (answer.code, answer.out) == (1, "")
+    told = "ERROR - out is no model: it has no MAR-INF/MANIFEST.json; it holds the archives "
+    assert answer.err == f"{told}net.mar\n"
+    put(*(f"out/{name}.mar" for name in "abcdef"), "out/notes.txt")
+    assert archiver(verb, "out").err == f"{told}a.mar, b.mar, c.mar, d.mar, e.mar and 2 more\n"
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_an_empty_folder_is_no_model_but_one_without_a_manifest_may_be(
+    archiver: Run, put: Put, tmp_path: Path, verb: str
+) -> None:
+    answer = archiver(verb, "out")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == "ERROR - out is no model: it has no MAR-INF/MANIFEST.json\n"
+    put("out/svc.py")
+    assert archiver(verb, "out").code == 0
 
 
 def test_what_strangers_wrote_sends_nothing_to_the_terminal(archiver: Run, tmp_path: Path) -> None:

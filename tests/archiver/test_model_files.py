@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from model_content import ONNX_APART, zip_of
 
-from model_archiver.model_files import collect
+from model_archiver.model_files import collect, is_model_file
 from model_archiver.packing import PackError
 
 Put = Callable[..., None]
@@ -69,7 +69,7 @@ def test_what_is_named_gets_its_companions_and_a_backend(
         ("m.py", "python"),
     ],
 )
-def test_a_backend_is_taken_if_it_loads_the_files_and_refused_with_a_list_otherwise(
+def test_a_backend_is_taken_if_it_loads_the_files_and_refused_otherwise(
     put: Put, given: str, backends: str
 ) -> None:
     put(*given.split())
@@ -77,10 +77,44 @@ def test_a_backend_is_taken_if_it_loads_the_files_and_refused_with_a_list_otherw
         if backend in backends.split():
             assert collect(given.split(), backend=backend).backend == backend
         else:
-            with pytest.raises(
-                PackError, match=rf"^The backend {backend} does not load m.*\n  \.onnx: ONNX \("
-            ):
+            with pytest.raises(PackError, match=rf"^m.* is loaded by .*, not by {backend}\.$"):
                 collect(given.split(), backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("given", "backend", "message"),
+    [
+        ("m.onnx", "torch", "m.onnx is loaded by onnxruntime, openvino or opencv, not by torch."),
+        ("m.pb", "onnxruntime", "m.pb is loaded by openvino or opencv, not by onnxruntime."),
+        ("m.pb m.pbtxt", "openvino", "m.pbtxt is loaded by opencv, not by openvino."),
+    ],
+)
+def test_who_names_the_wrong_backend_is_told_the_right_ones(
+    put: Put, given: str, backend: str, message: str
+) -> None:
+    put(*given.split())
+    with pytest.raises(PackError) as caught:
+        collect(given.split(), backend=backend)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["a/m1.1.onnx", "m.xml", "m.pt2", "m-symbol.json", "m-0000.params"])
+def test_a_model_file_is_told_by_its_name(name: str) -> None:
+    assert is_model_file(name)
+
+
+@pytest.mark.parametrize("name", ["m.mar", "m", "m.json", "m.bin", "labels.txt", "m.onnx.zip", ""])
+def test_what_is_named_otherwise_is_no_model_file(name: str) -> None:
+    assert not is_model_file(name)
+
+
+def test_of_folders_a_saved_model_is_a_model_file_unless_it_was_packed(put: Put) -> None:
+    put("net.onnx/a.txt")
+    assert not is_model_file("net.onnx")
+    put("net/saved_model.pb")
+    assert is_model_file("net")
+    put("net/MAR-INF/MANIFEST.json")
+    assert not is_model_file("net")
 
 
 def test_files_that_no_backend_loads_together_are_refused(put: Put) -> None:

@@ -38,7 +38,7 @@ def packed(path: Path) -> dict[str, bytes]:
 def test_one_file_is_a_model_with_the_handler_for_tensors(pack: Pack, put: Put, tmp_path: Path) -> None:
     put("a/m.onnx")
     answer = pack("--model-file", "a/m.onnx")
-    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    assert (answer.code, answer.err) == (0, "")
     content = (tmp_path / "a/m.onnx").read_bytes()
     assert manifest_of(tmp_path / "out/net.mar") == {
         "runtime": "python",
@@ -252,6 +252,17 @@ def test_more_files_than_a_manifest_can_record_are_refused(
         ((*ONNX, "-c"), "argument -c/--convert: not allowed with argument --model-file\n"),
         ((*ONNX, "--backend", "caffe"), "argument --backend: invalid choice: 'caffe'"),
         ((*ONNX, "extra"), "unrecognized arguments: extra\n"),
+        ((*ONNX, "--backend", "onnx"), "torch, mxnet, python); did you mean onnxruntime?\n"),
+        ((*ONNX, "--backend", "ov"), "; did you mean openvino?\n"),
+        ((*ONNX, "--backend", "cv2"), "; did you mean opencv?\n"),
+        ((*ONNX, "--backend", "PyTorch"), "; did you mean torch?\n"),
+        ((*ONNX, "--backend", "tf"), "; did you mean openvino or opencv?\n"),
+        ((*ONNX, "--backend", "tensorflow"), "; did you mean openvino or opencv?\n"),
+        ((*ONNX, "--backend", "openvnio"), "; did you mean openvino?\n"),
+        ((*ONNX, "--sampel", "s"), "unrecognized arguments: --sampel s; did you mean --sample?\n"),
+        ((*ONNX, "--handlr=x"), "unrecognized arguments: --handlr=x; did you mean --handler?\n"),
+        ((*ONNX, "sample"), "unrecognized arguments: sample\n"),
+        (("--model-fiel", "m.onnx"), "--model-fiel m.onnx; did you mean --model-file?\n"),
     ],
 )  # fmt: skip
 def test_arguments_that_do_not_go_together_are_a_usage_error(
@@ -270,13 +281,83 @@ def test_abbreviations_of_mms_options_mean_what_they_meant(archiver: Pack, put: 
     assert "ambiguous option: --model-" in archiver("--model-", "net").err
 
 
+@pytest.mark.parametrize("archive_format", OUTPUTS)
+def test_success_tells_what_was_packed_and_how_to_try_it(pack: Pack, put: Put, archive_format: str) -> None:
+    put("m.onnx", content=b"\x08\x07" * 2_600_000)
+    put("cat.png", "names.txt")
+    words = ("--labels", "names.txt", "--sample", "cat.png", "--handler", "image_classifier")
+    answer = pack(*ONNX, *words, "--archive-format", archive_format)
+    output = f"out/{OUTPUTS[archive_format]}"
+    told = f"{output}: 3 files, 5.2 MB, onnxruntime, handler image_classifier\n"
+    advice = "" if archive_format == "tgz" else f"Try it: mms-lite check {output}\n"
+    assert (answer.code, answer.out, answer.err) == (0, told + advice, "")
+
+
+def test_what_is_packed_here_is_told_without_its_folder(archiver: Pack, put: Put) -> None:
+    put("m.onnx")
+    told = archiver("--model-name", "net", *ONNX).out
+    assert told == (
+        "net.mar: 1 file, 11 bytes, onnxruntime, handler tensor\nTry it: mms-lite check net.mar\n"
+    )
+
+
+def test_a_missing_export_path_is_told_with_the_command_that_makes_it(archiver: Pack, put: Put) -> None:
+    put("m.onnx")
+    message = "is not a directory. Point to a valid export-path directory."
+    answer = archiver("--model-name", "net", *ONNX, "--export-path", "my store")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == f"ERROR - Given export-path my store {message} (mkdir -p 'my store')\n"
+    answer = archiver("--model-name", "net", *ONNX, "--export-path", "m.onnx")
+    assert answer.err == f"ERROR - Given export-path m.onnx {message}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*ONNX, "--handler", "image_clasifier"),
+        (*ONNX, "--archive-format", "no-archive"),
+        ("--model-path", "src", "--handler", "image_classifier"),
+    ],
+)
+def test_nothing_is_said_to_be_overwritten_where_an_error_follows(
+    pack: Pack, put: Put, words: tuple[str, ...]
+) -> None:
+    put("m.onnx", "src/svc.py", "out/net.mar", "out/net/theirs.txt")
+    answer = pack(*words, "-f")
+    assert answer.code == 1
+    assert answer.err.startswith("ERROR - ")
+    assert "Overwriting" not in answer.err
+
+
+def test_what_is_overwritten_is_told(pack: Pack, put: Put) -> None:
+    put("m.onnx", "out/net.mar")
+    answer = pack(*ONNX, "-f")
+    assert (answer.code, answer.err) == (0, "WARNING - Overwriting out/net.mar ...\n")
+
+
+@pytest.mark.parametrize(
+    ("config", "needed"), [("{}", "tokenizer.json"), ('{"tokenizer": "words.json"}', "words.json")]
+)
+def test_a_text_embedder_needs_its_tokenizer(
+    pack: Pack, put: Put, tmp_path: Path, config: str, needed: str
+) -> None:
+    put("m.onnx", "other.json", f"src/{needed}")
+    words = (*ONNX, "--handler", "text_embedder", "--handler-config", config)
+    answer = pack(*words, "--extra-file", "other.json")
+    message = f"text_embedder needs the model's tokenizer: add --extra-file {needed}"
+    assert (answer.code, answer.out, answer.err) == (1, "", f"ERROR - {message}\n")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert pack(*words, "--extra-file", f"src/{needed}").code == 0
+    assert pack(*words, "--model-path", "src", "-f").code == 0
+
+
 @pytest.mark.parametrize("handler", READY_MADE)
 def test_a_ready_made_handler_needs_a_model_file(pack: Pack, put: Put, handler: str) -> None:
-    put("src/other.py", "m.onnx")
+    put("src/other.py", "m.onnx", "tokenizer.json")
     answer = pack("--model-path", "src", "--handler", handler)
     message = f"{handler} is a ready-made handler, which serves a model file: name it with --model-file."
     assert (answer.code, answer.err) == (1, f"ERROR - {message}\n")
-    assert pack(*ONNX, "--handler", handler).code == 0
+    assert pack(*ONNX, "--extra-file", "tokenizer.json", "--handler", handler).code == 0
 
 
 def test_a_folder_may_have_a_handler_called_as_a_ready_made_one(pack: Pack, put: Put) -> None:

@@ -224,7 +224,7 @@ def _refuse_model_file(source: Path) -> None:
     Raises:
         InvalidArchive: it is a model file.
     """
-    if is_model_file(str(source)):
+    if source.suffix != ".py" and is_model_file(str(source)):
         name = re.sub(r"\W", "_", source.stem)
         raise InvalidArchive(
             f"{source.name} is a model file, not an archive. Pack it first: "
