@@ -91,7 +91,9 @@ class ModelHandler:
             device=context.system_properties["gpu_id"],
         )
         self.predictor = Predictor(
-            open_backend(self.package.backend, backend), allow_nan=self.settings.allow_nan
+            open_backend(self.package.backend, backend),
+            allow_nan=self.settings.allow_nan,
+            batch=backend.batch,
         )
         try:
             self.prepare()

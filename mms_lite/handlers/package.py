@@ -21,7 +21,9 @@ from mms_lite.worker.context import Context
 from mms_lite.worker.tensors import DTYPES
 
 _T = TypeVar("_T")
-_BACKEND_KEYS = ("inputs", "outputs", "threads", "options")
+_BACKEND_KEYS = ("inputs", "outputs", "batch", "threads", "options")
+_MOST_THREADS = 1024
+_MOST_ELEMENTS = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Package:
         Raises:
             InvalidArchive: it does not say it, or names a file that is not there.
         """
-        model = (context.manifest or {}).get("model") or {}
+        model = (context.manifest or {}).get("model")
+        model = model if isinstance(model, Mapping) else {}
         folder = Path(context.system_properties["model_dir"])
         if not model.get("modelFiles") or not model.get("backend"):
             raise InvalidArchive(
@@ -105,7 +108,7 @@ def backend_settings(
 ) -> BackendSettings:
     """Return what the backend gets; `stated` is the config's `backend`.
 
-    Its keys: `inputs` and `outputs`, lists of {"name", "datatype", "shape"}; `threads`; `options`.
+    Its keys: `inputs` and `outputs`, lists of {"name", "datatype", "shape"}; `batch`; `threads`; `options`.
 
     Raises:
         InvalidArchive: a key or value is not one.
@@ -117,8 +120,13 @@ def backend_settings(
             )
     threads = stated.get("threads", threads)
     options = stated.get("options", {})
-    if not is_whole(threads, least=1):
-        raise InvalidArchive(f"the handler config's backend.threads is not a positive number: {threads!r}")
+    batch = stated.get("batch")
+    if not is_whole(threads, least=1) or threads > _MOST_THREADS:
+        raise InvalidArchive(
+            f"the handler config's backend.threads is not a number from 1 to {_MOST_THREADS}: {threads!r}"
+        )
+    if not (batch is None or isinstance(batch, bool)):
+        raise InvalidArchive(f"the handler config's backend.batch is neither true nor false: {batch!r}")
     if not isinstance(options, Mapping):
         raise InvalidArchive("the handler config's backend.options is not an object")
     return BackendSettings(
@@ -129,6 +137,7 @@ def backend_settings(
         device=device,
         inputs=_specs(stated, "inputs"),
         outputs=_specs(stated, "outputs"),
+        batch=batch,
         options=options,
     )
 
@@ -146,10 +155,10 @@ def _specs(stated: Mapping[str, Any], side: str) -> tuple[TensorSpec, ...]:
         ) from error
 
 
-def _spec(name: object, datatype: object, shape: list[object]) -> TensorSpec:
+def _spec(name: object, datatype: object, shape: list[Any]) -> TensorSpec:
     if datatype not in DTYPES:
         raise ValueError(f"{datatype} is none of {', '.join(DTYPES)}")
-    lengths = [length for length in shape if isinstance(length, int) and length >= -1]
+    lengths = [length for length in shape if is_whole(length, least=-1) and length < _MOST_ELEMENTS]
     if len(lengths) != len(shape):
         raise ValueError(f"{shape} is not a shape")
     return TensorSpec(str(name), str(datatype), tuple(lengths))
@@ -167,6 +176,10 @@ def _read_labels(path: Path) -> tuple[str, ...]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
             return tuple(str(label) for label in json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InvalidArchive(f"the labels in {path.name} cannot be read: {error}") from error
-    return tuple(text.rstrip("\r\n").splitlines())
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise InvalidArchive(f"the labels in {path.name} cannot be read: {_without_path(error)}") from error
+    return tuple(line.rstrip("\r") for line in text.rstrip("\r\n").split("\n"))
+
+
+def _without_path(error: Exception) -> str:
+    return str(error.strerror if isinstance(error, OSError) else error)

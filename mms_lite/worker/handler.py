@@ -87,7 +87,9 @@ class MmsHandler:
             self._rescued = 0
             return
         except ServingError as error:
-            if len(good) == 1 or not self._isolate or isinstance(error, OutOfMemory):
+            # Code of a user's own is not called again when memory is short.
+            spent = isinstance(error, OutOfMemory) and not self._ready_made
+            if len(good) == 1 or not self._isolate or spent:
                 emit([Outcome(item.job_id, error=error) for item, _ in good])
                 return
         for item, _ in good:

@@ -5,8 +5,10 @@ The rules for shapes, datatypes, missing and unknown inputs exist here once, wha
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,25 +17,34 @@ from mms_lite.types import BYTES, Signature, TensorSpec
 from mms_lite.worker.backends import Backend
 from mms_lite.worker.tensors import DTYPES, Array, datatype, describe
 
-_MOST_ZEROS = 1 << 28  # elements of a warm-up's input
+_MOST_ELEMENTS = 1 << 28  # of a warm-up's input
+_ROUNDING = 1e-3  # between a row alone and in company
+_SHOWN = 80  # characters of a name that a client made up
 
 
 class Predictor:
-    """A loaded model. With `allow_nan` a NaN in an input is passed on to the model."""
+    """A loaded model. With `allow_nan` a NaN in an input is passed on to the model.
 
-    def __init__(self, backend: Backend, *, allow_nan: bool = False) -> None:
+    `batch` says whether the rows of the first axis are independent of each other; None leaves it to be seen.
+    """
+
+    def __init__(self, backend: Backend, *, allow_nan: bool = False, batch: bool | None = None) -> None:
         self.signature = Signature(tuple(backend.inputs), tuple(backend.outputs))
         self.metadata = backend.metadata
         self._backend = backend
         self._allow_nan = allow_nan
+        self._batch = batch
+        self._joins = batch  # whether requests of different clients are joined; None until it was tried
         self._inputs = {spec.name: spec for spec in backend.inputs}
         self._outputs = {spec.name: spec for spec in backend.outputs}
 
     @property
     def batches(self) -> bool:
-        """Whether requests can be joined along the first axis: it is free in all inputs and outputs."""
+        """Whether the model takes several rows at once: its first axis is free in all inputs and outputs."""
         specs = [*self.signature.inputs, *self.signature.outputs]
-        return all(spec.shape is None or spec.shape[:1] == (-1,) for spec in specs)
+        return self._batch is not False and all(
+            spec.shape is None or spec.shape[:1] == (-1,) for spec in specs
+        )
 
     def input(self, name: str) -> TensorSpec:
         """Return what the model says of one input.
@@ -42,7 +53,7 @@ class Predictor:
             BadTensor: it has none of this name.
         """
         if name not in self._inputs:
-            raise BadTensor(f"the model has no input {name!r}; {self._takes()}")
+            raise BadTensor(f"the model has no input {name[:_SHOWN]!r}; {self._takes()}")
         return self._inputs[name]
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -60,6 +71,8 @@ class Predictor:
         self, requests: Sequence[Mapping[str, Array]], outputs: Sequence[str] | None = None
     ) -> list[dict[str, Array] | ServingError]:
         """Answer each request, or say why not; those that fit together run as one batch.
+
+        They are joined only where the rows have been seen to be independent, or are said to be.
 
         Raises:
             ServingError: the model failed.
@@ -94,29 +107,70 @@ class Predictor:
                 raise BadTensor(f"input {name!r} has elements that are not numbers (NaN)")
         for name in outputs or ():
             if name not in self._outputs:
-                raise BadTensor(f"the model has no output {name!r}; it has: {', '.join(self._outputs)}")
+                raise BadTensor(
+                    f"the model has no output {name[:_SHOWN]!r}; it has: {', '.join(self._outputs)}"
+                )
 
     def warm_up(self) -> None:
         """Run the model once on zeros, where its inputs' shapes are known but for the first axis.
 
+        Then see whether requests may be joined.
+
         Raises:
             ServingError: the model cannot run.
         """
-        shapes = [(spec, _least_shape(spec)) for spec in self.signature.inputs]
-        if any(shape is None or np.prod(shape) > _MOST_ZEROS for _, shape in shapes):
-            return
-        self.infer({spec.name: np.zeros(shape or (), DTYPES[spec.datatype]) for spec, shape in shapes})
+        shapes = self._least_shapes()
+        if shapes is not None:
+            self.infer({name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
+        if self._joins is None:
+            self._joins = self.batches and self._rows_are_independent()
 
     def close(self) -> None:
         """Let go of the model."""
         self._backend.close()
 
+    def _least_shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None:
+        """Return the smallest shape of each input with its type; None where one is unknown, or too large."""
+        found = {}
+        for spec in self.signature.inputs:
+            shape = _least_shape(spec)
+            if shape is None or math.prod(shape) > _MOST_ELEMENTS:
+                return None
+            found[spec.name] = (shape, DTYPES[spec.datatype])
+        return found
+
     def _takes(self) -> str:
         return f"the model takes: {'; '.join(map(str, self.signature.inputs))}"
 
+    def _rows_are_independent(self) -> bool:
+        """Try two rows apart and together: a free first axis need not be a batch."""
+        shapes = self._least_shapes()
+        if not shapes:
+            return False
+        random = np.random.default_rng(0)
+        rows = [
+            {name: _noise(random, shape, dtype) for name, (shape, dtype) in shapes.items()} for _ in range(2)
+        ]
+        try:
+            alone = [self.infer(row) for row in rows]
+            together = self.infer({name: np.concatenate([row[name] for row in rows]) for name in shapes})
+        except ServingError:
+            return False
+        apart = {name: [found[name] for found in alone] for name in together}
+        return all(
+            [array.shape[:1] for array in apart[name]] == [(1,), (1,)]
+            and np.concatenate(apart[name]).shape == array.shape
+            and _nearly_equal(np.concatenate(apart[name]), array)
+            for name, array in together.items()
+        )
+
     def _key(self, index: int, inputs: Mapping[str, Array]) -> object:
         rows = {array.shape[0] for array in inputs.values() if array.ndim}
-        if not self.batches or len(rows) != 1 or any(not array.ndim for array in inputs.values()):
+        if (
+            not (self._joins and self.batches)
+            or len(rows) != 1
+            or any(not array.ndim for array in inputs.values())
+        ):
             return index  # runs alone
         return tuple((name, inputs[name].shape[1:], datatype(inputs[name])) for name in self._inputs)
 
@@ -138,6 +192,12 @@ class Predictor:
         return [{name: parts[index] for name, parts in pieces.items()} for index in range(len(requests))]
 
 
+def _nearly_equal(one: Array, other: Array) -> bool:
+    if one.dtype.kind != "f":
+        return bool((one == other).all())
+    return bool(np.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True))
+
+
 def _check(spec: TensorSpec, array: Array) -> None:
     fits = spec.shape is None or (
         len(spec.shape) == array.ndim
@@ -153,6 +213,11 @@ def _check(spec: TensorSpec, array: Array) -> None:
 
 def _expected(spec: TensorSpec) -> str:
     return str(spec).removeprefix(f"{spec.name} ")
+
+
+def _noise(random: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    values = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
+    return np.asarray(values).astype(dtype)
 
 
 def _least_shape(spec: TensorSpec) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """The Predictor's own work on a backend that says and counts what it is asked: checks, batches, warm-up."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ def values(answers: Sequence[dict[str, np.ndarray] | ServingError], output: str 
 
 def test_requests_that_fit_together_run_once_and_each_gets_its_rows() -> None:
     backend = Sum()
-    answers = Predictor(backend).infer_each([row(1, 0), row(2, 10, rows=2), row(3, 20)])
+    answers = Predictor(backend, batch=True).infer_each([row(1, 0), row(2, 10, rows=2), row(3, 20)])
     assert values(answers) == [[2], [14, 14], [26]]
     assert values(answers, "twice") == [[4], [28, 28], [52]]
     assert [inputs["a"].shape for inputs, _ in backend.asked] == [(4, 2)]
@@ -60,7 +60,7 @@ def test_requests_that_fit_together_run_once_and_each_gets_its_rows() -> None:
 def test_a_bad_request_gets_its_error_and_the_others_run_without_it() -> None:
     backend = Sum()
     bad = {"a": np.ones((1, 3), np.float32), "b": np.ones(1, np.int64)}
-    answers = Predictor(backend).infer_each([row(1, 0), bad, {}, row(2, 0)])
+    answers = Predictor(backend, batch=True).infer_each([row(1, 0), bad, {}, row(2, 0)])
     assert values(answers) == [[2], "BadTensor", "BadTensor", [4]]
     assert len(backend.asked) == 1
 
@@ -69,7 +69,12 @@ def test_requests_of_different_lengths_are_different_batches() -> None:
     a = TensorSpec("a", "FP32", (-1, -1))
     backend = Sum((a, B))
     long = {"a": np.ones((1, 5), np.float32), "b": np.zeros(1, np.int64)}
-    assert values(Predictor(backend).infer_each([row(1, 0), long, row(2, 0), long])) == [[2], [5], [4], [5]]
+    assert values(Predictor(backend, batch=True).infer_each([row(1, 0), long, row(2, 0), long])) == [
+        [2],
+        [5],
+        [4],
+        [5],
+    ]
     assert [inputs["a"].shape for inputs, _ in backend.asked] == [(2, 2), (2, 5)]
 
 
@@ -86,14 +91,18 @@ def test_requests_that_cannot_be_joined_run_alone(inputs: Sequence[TensorSpec]) 
     scalar = inputs[1].shape in {(), None}
     requests = [{**row(n, 0), **({"b": np.array(n)} if scalar else {})} for n in (1, 2)]
     expected = [[3], [6]] if scalar else [[2], [4]]
-    assert values(Predictor(backend).infer_each(requests)) == expected
+    assert values(Predictor(backend, batch=True).infer_each(requests)) == expected
     assert len(backend.asked) == 2
 
 
 def test_inputs_of_one_request_with_different_numbers_of_rows_are_not_joined_with_others() -> None:
     backend = Sum()
     odd = {"a": np.ones((3, 2), np.float32), "b": np.ones(1, np.int64)}
-    assert values(Predictor(backend).infer_each([row(1, 0), odd, row(2, 0)])) == [[2], [3, 3, 3], [4]]
+    assert values(Predictor(backend, batch=True).infer_each([row(1, 0), odd, row(2, 0)])) == [
+        [2],
+        [3, 3, 3],
+        [4],
+    ]
     assert [len(inputs["a"]) for inputs, _ in backend.asked] == [2, 3]
 
 
@@ -103,19 +112,19 @@ def test_a_model_that_answers_a_batch_with_other_rows_is_told_of() -> None:
             return {name: found[:1] for name, found in super().infer(inputs, outputs).items()}
 
     with pytest.raises(HandlerError, match=r"the output 'y' has the shape \[1\] for a batch of 2 rows"):
-        Predictor(First()).infer_each([row(1, 0), row(2, 0)])
+        Predictor(First(), batch=True).infer_each([row(1, 0), row(2, 0)])
 
 
 def test_a_fault_of_the_model_reaches_the_caller() -> None:
     backend = Sum()
     backend.fault = OutOfMemory("no room")
     with pytest.raises(OutOfMemory, match="no room"):
-        Predictor(backend).infer_each([row(1, 0), row(2, 0)])
+        Predictor(backend, batch=True).infer_each([row(1, 0), row(2, 0)])
 
 
 def test_only_the_outputs_that_are_asked_for_are_computed() -> None:
     backend = Sum()
-    predictor = Predictor(backend)
+    predictor = Predictor(backend, batch=True)
     assert list(predictor.infer(row(1, 0), ["twice"])) == ["twice"]
     assert list(predictor.infer(row(1, 0))) == ["y", "twice"]
     assert [each["twice"].tolist() for each in predictor.infer_each([row(1, 0)] * 2, ["twice"])] == [[4], [4]]
@@ -158,7 +167,7 @@ def test_what_the_model_says_of_one_input_can_be_asked() -> None:
 
 def test_a_warm_up_runs_one_row_of_zeros() -> None:
     backend = Sum()
-    Predictor(backend).warm_up()
+    Predictor(backend, batch=True).warm_up()
     ((inputs, outputs),) = backend.asked
     assert {name: array.tolist() for name, array in inputs.items()} == {"a": [[0, 0]], "b": [0]}
     assert outputs == ["y", "twice"]
@@ -183,3 +192,57 @@ def test_closing_lets_go_of_the_backend() -> None:
     backend = Sum()
     Predictor(backend).close()
     assert backend.closed
+
+
+class Mixing:
+    """A backend whose rows depend on each other, or whose first axis is no batch."""
+
+    metadata: Mapping[str, str] = {}
+    inputs = (TensorSpec("x", "FP32", (-1, 3)),)
+    outputs = (TensorSpec("y", "FP32", (-1, 2)),)
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._run = run
+
+    def infer(self, inputs: Inputs, outputs: Sequence[str]) -> dict[str, Any]:
+        return {"y": self._run(inputs["x"])}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: np.argwhere(x > 0).astype(np.float32),  # as many rows as there are positive numbers
+        lambda x: (x @ x.T)[:, :2],  # every row with every other
+        lambda x: x[:, :2] - x[:, :2].mean(0),  # against the mean of all
+    ],
+    ids=["found places", "product", "centred"],
+)
+def test_requests_are_not_joined_where_a_row_alone_has_another_answer(
+    run: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    predictor = Predictor(Mixing(run))
+    predictor.warm_up()
+    requests = [{"x": np.array([[1, 2, 3]], np.float32)}, {"x": np.array([[-4, 5, 6]], np.float32)}]
+    together = values(predictor.infer_each(requests))
+    assert together == [values(predictor.infer_each([each]))[0] for each in requests]
+
+
+def test_requests_are_joined_where_rows_were_seen_to_be_independent() -> None:
+    backend = Sum()
+    predictor = Predictor(backend)
+    predictor.warm_up()
+    backend.asked.clear()
+    assert values(predictor.infer_each([row(1, 0), row(2, 10)])) == [[2], [14]]
+    assert len(backend.asked) == 1
+
+
+def test_a_batch_that_is_denied_is_never_made() -> None:
+    backend = Sum()
+    predictor = Predictor(backend, batch=False)
+    predictor.warm_up()
+    backend.asked.clear()
+    assert values(predictor.infer_each([row(1, 0), row(2, 10)])) == [[2], [14]]
+    assert len(backend.asked) == 2

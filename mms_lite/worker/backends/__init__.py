@@ -25,7 +25,8 @@ class BackendSettings:
     """What a backend opens: `files` are existing paths, the primary first; `device` None means the CPU.
 
     `inputs` and `outputs` are what the archive declares of them; `options` go to the framework as they are.
-    `model` and `version` name the model.
+    `model` and `version` name the model. `batch` says whether the rows of the first axis are independent;
+    None leaves it to be seen.
     """
 
     files: tuple[Path, ...]
@@ -35,6 +36,7 @@ class BackendSettings:
     device: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    batch: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
