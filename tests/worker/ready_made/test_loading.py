@@ -1,5 +1,6 @@
 """What a worker does with a model file from load to end: samples, handlers that are missing, letting go."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from onnx_files import FLOAT, Node, write
 from packed import ask, load
 
 from mms_lite.errors import BackendMissing, InvalidArchive
+from mms_lite.handlers.package import Package
 from mms_lite.worker import handler, samples
+from mms_lite.worker.context import Context
 
 PYTHON_MODEL = """
 import triton_python_backend_utils as pb_utils
@@ -91,3 +94,54 @@ def test_a_handler_whose_library_is_missing_says_what_to_install(
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(BackendMissing, match=r"needs tokenizers.*pip install 'mms-lite\[handlers\]'"):
         load("text_embedder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ({"threads": 300_000}, "threads is not a number from 1 to 1024"),
+        ({"threads": True}, "threads is not a number from 1 to 1024"),
+        ({"batch": "yes"}, "batch is neither true nor false"),
+        ({"inputs": [{**TENSORS[0], "shape": [True, 3]}]}, r"\[True, 3\] is not a shape"),
+        ({"inputs": [{**TENSORS[0], "shape": [-1, 10**30]}]}, "is not a shape"),
+        ({"inputs": 5}, "inputs is not a list of"),
+        ({"options": []}, "options is not an object"),
+    ],
+)
+def test_a_backend_config_that_is_none_fails_the_load(
+    tmp_path: Path, config: dict[str, object], fault: str
+) -> None:
+    write_double(tmp_path)
+    with pytest.raises(InvalidArchive, match=fault):
+        load("tensor", tmp_path, {"backend": config})
+
+
+def test_a_label_may_hold_any_character_but_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("one\u2028half\r\ntwo\x85\n", encoding="utf-8", newline="")
+    manifest = {"model": {"modelFiles": ["labels.txt"], "backend": "onnxruntime", "labels": "labels.txt"}}
+    package = Package.of(Context("m", str(tmp_path), manifest, 1, None, ""))
+    assert package.labels == ("one\u2028half", "two\x85")
+
+
+@pytest.mark.parametrize("labels", ["folder", "deep.json", "../labels.txt"])
+def test_labels_that_cannot_be_read_are_told_of_without_a_path(tmp_path: Path, labels: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    manifest = {"model": {"modelFiles": ["folder"], "backend": "onnxruntime", "labels": labels}}
+    with pytest.raises(InvalidArchive) as refused:
+        Package.of(Context("m", str(tmp_path), manifest, 1, None, ""))
+    assert str(tmp_path) not in refused.value.message
+
+
+def test_a_body_whose_content_type_lies_reaches_the_handler_as_it_came(tmp_path: Path) -> None:
+    write_double(tmp_path)
+    model = load("tensor", tmp_path)
+    array = io.BytesIO()
+    np.save(array, np.array([[1, 2, 3]], np.float32))
+    answered, refused = (
+        ask(model, body, kind=kind)[0]
+        for body, kind in ((array.getvalue(), "text/plain"), (b"{", "application/json"))
+    )
+    assert json.loads(bytes(answered.outputs[0].data)) == {"y": [[2, 4, 6]]}
+    assert refused.error is not None
+    assert "looks like JSON and is not" in refused.error.message
