@@ -24,6 +24,7 @@ Numbers = float | Sequence[float]
 
 _CHANNELS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0), "GRAY": (0,)}  # of an RGB image, in the model's order
 _LAYOUTS = ("NCHW", "NHWC")
+_LEAST_LEVELS = 64  # of the 256 of a channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class ImageInput:
             )
         height, width = _size(spec, (height, width), settings)
         std = np.asarray(settings.per_channel("std"), np.float64)
-        return cls(
+        fitted = cls(
             spec=spec,
             settings=settings,
             layout=layout,
@@ -132,6 +133,8 @@ class ImageInput:
             weight=(settings.scale / std).astype(np.float32),
             bias=(-np.asarray(settings.per_channel("mean")) / std).astype(np.float32),
         )
+        fitted._check_levels()
+        return fitted
 
     def box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return what the model sees of an image of this width and height: left, top, right, bottom."""
@@ -167,6 +170,24 @@ class ImageInput:
     def ramp(self) -> Image.Image:
         """Return an image to try the model with: one colour all over is a special case to some models."""
         return Image.linear_gradient("L").resize((self.width, self.height)).convert("RGB")
+
+    def _check_levels(self) -> None:
+        """Refuse numbers for a model of floats where this one takes integers.
+
+        Raises:
+            InvalidArchive: what is left of the 256 values of a channel is hardly an image.
+        """
+        dtype = DTYPES[self.spec.datatype]
+        if dtype.kind not in "iu":
+            return
+        values = np.arange(256, dtype=np.float32)[:, None] * self.weight + self.bias
+        left = min(len(np.unique(channel)) for channel in _cast(values, dtype).T)
+        if left < _LEAST_LEVELS:
+            advice = 'say "mean": 128 alone' if dtype == np.int8 else "leave them out"
+            raise InvalidArchive(
+                f"the model takes {self.spec.datatype}: scale, mean and std leave only {left} "
+                f"of 256 values: {advice}"
+            )
 
     def _fill(self, row: Array, pixels: Array, *, plain: bool) -> None:
         """Write uint8 [height, width, 3] to [channels, height, width], each channel in one pass."""

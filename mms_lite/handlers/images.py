@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import codecs
 import io
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from mms_lite.errors import BadTensor, InvalidRequest
 from mms_lite.worker.tensors import Array, describe
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_JPEG_SCAN = b"\xff\xda"
+_MOST_SCANS = 100  # progressive JPEG is written with about ten
 MAX_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 50  # a strip: what scales its short side up would make gigabytes of it
 
@@ -49,10 +52,13 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _READABLE = "send a JPEG, PNG, WebP, BMP, TIFF or GIF file, or a UINT8 tensor [height,width,3] in RGB"
+_BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, white space
+_DAMAGED = "damaged or cut short"
+_KEEP_NEWLINES = "if it was sent with curl -d, use -T or --data-binary"  # -d strips line ends
 _KINDS = (  # of what Pillow cannot open
-    (0, b"\xff\xd8", "a JPEG file that is damaged or cut short"),
-    (0, b"\x89PNG", "a PNG file that is damaged or cut short"),
-    (8, b"WEBP", "a WebP file that is damaged or cut short"),
+    (0, b"\xff\xd8", f"a JPEG file that is {_DAMAGED}"),
+    (0, b"\x89PNG", f"a PNG file that is {_DAMAGED}"),
+    (8, b"WEBP", f"a WebP file that is {_DAMAGED}"),
     (0, b"%PDF", "a PDF"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"\x93NUMPY", "an array (.npy)"),
@@ -75,7 +81,8 @@ def read_image(
     """Return the image that a part of a request holds: mode RGB, upright as its EXIF data says.
 
     A part is a file's bytes, a typed tensor (UINT8 [height,width,3] in RGB, or BYTES with one file), or the
-    JSON object {"b64": "..."}, also as the value of "image". Of an animation it is the first frame.
+    JSON object {"b64": "..."}, also as the value of "image", parsed or not. Of an animation it is the first
+    frame.
 
     Raises:
         InvalidRequest: it holds none, a damaged one, or one that is too large.
@@ -89,6 +96,7 @@ def read_image(
         warnings.simplefilter("ignore")  # of odd metadata: a client's, which nobody here can mend
         image = _open(encoded)
         _check_size(image.size, max_pixels, max_aspect_ratio)
+        _check_scans(image, encoded)
         return _load(image, len(encoded))
 
 
@@ -135,12 +143,23 @@ def _encoded(part: Any) -> Any:
         if part.size != 1:
             raise BadTensor(f"a request holds one image, a BYTES tensor of one element; got {describe(part)}")
         return _encoded(part.item())
+    if isinstance(part, str):
+        part = part.encode("utf-8", "replace")
     if isinstance(part, (bytes, bytearray, memoryview)):
-        return part
+        begins_json = bytes(part[:64]).lstrip(_BEFORE_JSON).startswith(b"{")
+        return _from_base64(_parsed(part)) if begins_json else part
     if isinstance(part, Mapping):
         return _from_base64(part)
-    kind = "text" if isinstance(part, str) else "JSON"
-    raise InvalidRequest(f"the body is {kind}, not an image: {_READABLE}")
+    raise InvalidRequest(f"the body is JSON, not an image: {_READABLE}")
+
+
+def _parsed(part: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """Return the JSON object that begins with this part's brace."""
+    try:
+        found: dict[str, Any] = json.loads(bytes(part))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body looks like JSON and is not: {error}") from error
+    return found
 
 
 def _from_base64(part: Mapping[str, Any]) -> bytes:
@@ -172,9 +191,9 @@ def _open(encoded: Any) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # of a parser that is fed by strangers, anything
-        raise InvalidRequest(
-            f"the body is not an image that can be read: it is {_guess(encoded)}; {_READABLE}"
-        ) from error
+        kind = _guess(encoded)
+        advice = _KEEP_NEWLINES if kind.endswith(_DAMAGED) else _READABLE
+        raise InvalidRequest(f"the body is not an image that can be read: it is {kind}; {advice}") from error
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, max_aspect_ratio: float) -> None:
@@ -190,6 +209,15 @@ def _check_size(size: tuple[int, int], max_pixels: int, max_aspect_ratio: float)
         )
 
 
+def _check_scans(image: Image.Image, encoded: Any) -> None:
+    """Refuse a progressive JPEG of thousands of passes over all pixels: it takes minutes to decode.
+
+    Within a pass the mark of another cannot occur: there 0xff is followed by 0.
+    """
+    if image.format in ("JPEG", "MPO") and bytes(encoded).count(_JPEG_SCAN) > _MOST_SCANS:
+        raise InvalidRequest(f"the JPEG image has over {_MOST_SCANS} scans; save it anew")
+
+
 def _load(image: Image.Image, size_bytes: int) -> Image.Image:
     """Decode what `_open` has found."""
     if image.mode == "F":
@@ -203,7 +231,7 @@ def _load(image: Image.Image, size_bytes: int) -> Image.Image:
     except Exception as error:  # as in _open
         raise InvalidRequest(
             f"the {image.format} image of {image.width} x {image.height} pixels "
-            f"is damaged or cut short: got {size_bytes} bytes"
+            f"is {_DAMAGED}: got {size_bytes} bytes; {_KEEP_NEWLINES}"
         ) from error
     return rgb if upright is None else rgb.transpose(upright)
 

@@ -196,6 +196,10 @@ def single_part(parts: Parts, *names: str) -> Any:
     Raises:
         InvalidRequest: there is none, or there are several and none has such a name.
     """
+    if any(name.lstrip()[:1] in ("{", "[") for name in parts):
+        raise InvalidRequest(
+            "the body is declared as a form and looks like JSON: send it as application/json"
+        )
     if len(parts) == 1:
         return next(iter(parts.values()))
     for name in (*names, "body", "data"):

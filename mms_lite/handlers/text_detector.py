@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mms_lite.handlers import images
 from mms_lite.handlers.model_handler import Parts, single_part
+from mms_lite.handlers.package import is_number
 from mms_lite.handlers.text_image import TextImageHandler, TextImageSettings
 from mms_lite.worker.tensors import Array
 
@@ -49,10 +50,11 @@ class TextDetectorSettings(TextImageSettings):
         self.require_bool("dilate")
         self.require_positive("short_side", "long_side")
         for name in ("threshold", "box_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is not from 0 to 1: {getattr(self, name)!r}")
-        if not self.unclip_ratio >= 0:
-            raise ValueError(f"unclip_ratio is negative: {self.unclip_ratio!r}")
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} is not a number from 0 to 1: {value!r}")
+        if not (is_number(self.unclip_ratio) and self.unclip_ratio >= 0):
+            raise ValueError(f"unclip_ratio is not a number from 0: {self.unclip_ratio!r}")
 
 
 class TextDetector(TextImageHandler):

@@ -5,6 +5,8 @@ What sentence-transformers does with such a model: tokenize, run, mean over the 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +23,9 @@ from mms_lite.worker.tensors import DTYPES, Array, describe
 
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")
+_TOKENIZER = "tokenizer.json"
 _POOLINGS = ("mean", "cls", "none")
+_BEGINS_JSON = re.compile(rb"\s*(\{|\[\s*[\"'])")
 _KEYS = ("text", "texts", "input", "inputs")
 
 Row = tuple[list[int], list[int]]  # token ids, type ids
@@ -47,14 +51,16 @@ class Texts:
 class TextEmbedderSettings(HandlerSettings):
     """Settings of `TextEmbedder`; `tokenizer` is a file of the archive, `output` the first unless named.
 
-    Texts are cut to `max_length` tokens. `pooling` none is for models whose output is one vector a text.
+    Texts are cut to `max_length` tokens, after all of them was tokenized: so `max_characters` bounds the texts
+    of a request together. `pooling` none is for models whose output is one vector a text.
     At most `texts_per_run` run together: with 1 no text is padded, which a dynamically quantized model needs
     to answer a text alike in every company (its scales follow all that runs together).
     """
 
-    tokenizer: str = "tokenizer.json"
+    tokenizer: str = _TOKENIZER
     max_length: int = 256
     max_texts: int = 256
+    max_characters: int = 100_000
     texts_per_run: int = 32
     pooling: str = "mean"
     normalize: bool = True
@@ -62,7 +68,7 @@ class TextEmbedderSettings(HandlerSettings):
 
     def __post_init__(self) -> None:
         HandlerSettings.__post_init__(self)
-        self.require_positive("max_length", "max_texts", "texts_per_run")
+        self.require_positive("max_length", "max_texts", "max_characters", "texts_per_run")
         self.require_bool("normalize")
         if self.pooling not in _POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}, not one of {', '.join(_POOLINGS)}")
@@ -140,6 +146,11 @@ class TextEmbedder(ModelHandler):
     def decode(self, parts: Parts) -> Texts:
         """Return a request's texts."""
         value = single_part(parts, "text", "input")
+        if isinstance(value, (str, bytes, bytearray)) and not value:
+            found = "has no body" if "body" in parts else "is a form without a text"
+            raise InvalidRequest(f"the request {found}: send text/plain, or JSON as application/json")
+        if isinstance(value, (bytes, bytearray)):
+            value = _read(value)
         if isinstance(value, dict):
             value = _member(value)
         form = Form.ONE
@@ -155,7 +166,13 @@ class TextEmbedder(ModelHandler):
             raise InvalidRequest(
                 f"the request has {len(value)} texts; the model takes up to {self.settings.max_texts}"
             )
-        return Texts(tuple(_text(each, place) for place, each in enumerate(value)), form)
+        texts = tuple(_text(each, place) for place, each in enumerate(value))
+        characters, most = sum(map(len, texts)), self.settings.max_characters
+        if characters > most:
+            raise InvalidRequest(
+                f"the request has {characters} characters of text; the model takes up to {most}"
+            )
+        return Texts(texts, form)
 
     def predict(self, items: list[Texts]) -> list[Any]:
         """Answer the texts of all requests together."""
@@ -208,7 +225,14 @@ class TextEmbedder(ModelHandler):
         return min(stated, self._length or stated)
 
     def _open_tokenizer(self) -> None:
-        path = self.package.file(self.settings.tokenizer)
+        name = self.settings.tokenizer
+        try:
+            path = self.package.file(name)
+        except InvalidArchive as error:
+            needs = "text_embedder needs" if name == _TOKENIZER else "the handler config names as tokenizer"
+            raise InvalidArchive(
+                f"the archive has no {name}, which {needs}: pack it with model-archiver --extra-file {name}"
+            ) from error
         try:
             self.tokenizer = Tokenizer.from_file(str(path))
             self._pad_id = (self.tokenizer.padding or {}).get("pad_id", 0)
@@ -219,6 +243,25 @@ class TextEmbedder(ModelHandler):
             raise InvalidArchive(
                 f"the tokenizer {self.settings.tokenizer} cannot be used: {error}"
             ) from error
+
+
+def _read(body: bytes | bytearray) -> Any:
+    """Return what a body without a content type holds: JSON if it is of the embedder's own, else a text.
+
+    Raises:
+        InvalidRequest: it begins as that JSON does, and is none.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        if _BEGINS_JSON.match(body):
+            raise InvalidRequest(
+                f"the body looks like JSON and is not: {error}; send text as text/plain"
+            ) from error
+        return body
+    texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
+    own = isinstance(found, dict) and any(key in found for key in _KEYS)
+    return found if isinstance(found, str) or texts or own else body
 
 
 def _member(value: dict[str, Any]) -> Any:
@@ -247,7 +290,7 @@ def _text(value: Any, place: int) -> str:
     except UnicodeError as error:
         raise InvalidRequest(f"text {place} is not UTF-8: {error}") from error
     if not value:
-        raise InvalidRequest(f"text {place} is empty; the content type of text is text/plain, not a form's")
+        raise InvalidRequest(f"text {place} is empty")
     return value
 
 

@@ -58,10 +58,11 @@ class TextImageHandler(ModelHandler):
         Raises:
             InvalidArchive: it is not probabilities of this shape, where -1 is any; `expected` is it in words.
         """
+        output = self.predictor.signature.outputs[0]
+        if output.shape is not None and not _fits(output.shape, shape):
+            raise InvalidArchive(f"the model's first output should be {expected}; it is {output}")
         found = self.probabilities(self.infer(self.batch([np.zeros((3, height, width), np.float32)])))
-        if len(found.shape) != len(shape) or any(
-            want not in (-1, have) for want, have in zip(shape, found.shape, strict=True)
-        ):
+        if not _fits(found.shape, shape):
             raise InvalidArchive(
                 f"the model's first output should be {expected}; for one image it is {describe(found)}"
             )
@@ -91,3 +92,10 @@ class TextImageHandler(ModelHandler):
         if not np.isfinite(found).all():
             raise HandlerError("the model answered with numbers that are not finite (NaN)")
         return found
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Tell whether a shape may be another; in both -1 is any length."""
+    return len(found) == len(wanted) and all(
+        -1 in (have, want) or have == want for have, want in zip(found, wanted, strict=True)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,9 +28,14 @@ def mean_color(
     size: Sequence[int | str] = (8, 8),
     layout: str = "NCHW",
     kind: int = FLOAT,
+    gives: int = FLOAT,
     last: Sequence[onnx.NodeProto] = (),
+    weights: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a net whose output `prob` [rows,3] is the mean of each channel; `last` goes from mean to prob."""
+    """Write a net whose output `prob` [rows,3] is the mean of each channel; `last` goes from mean to prob.
+
+    `kind` and `gives` are the element types of input and output.
+    """
     shape = [rows, 3, *size] if layout == "NCHW" else [rows, *size, 3]
     axes = [2, 3] if layout == "NCHW" else [1, 2]
     nodes = [
@@ -38,7 +43,7 @@ def mean_color(
         Node("ReduceMean", ["values"], ["mean"], axes=axes, keepdims=0),
         *(last or [Node("Identity", ["mean"], ["prob"])]),
     ]
-    return write(path, nodes, {"data": (kind, shape)}, {"prob": (FLOAT, [rows, 3])})
+    return write(path, nodes, {"data": (kind, shape)}, {"prob": (gives, [rows, 3])}, weights)
 
 
 def opened(cls: type[Handler], model: Path, labels: Sequence[str] | None = COLORS, **config: Any) -> Handler:

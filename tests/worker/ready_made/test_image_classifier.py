@@ -29,6 +29,7 @@ from mms_lite.handlers.image_handler import ImageSettings
 from mms_lite.worker import entry
 
 COFFEE, CHELSEA = ((PHOTOS / name).read_bytes() for name in ("coffee.png", "chelsea.png"))
+AS_IS = {"softmax": False}  # what `mean_color` tells are no probabilities
 IMAGENET = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -55,7 +56,7 @@ def test_an_answer_lists_probability_and_class_the_best_first(net: Path) -> None
 
 
 def test_top_k_says_how_many_classes_an_answer_has(net: Path) -> None:
-    (answer,) = answers(opened(ImageClassifier, net, top_k=1), png("blue"))
+    (answer,) = answers(opened(ImageClassifier, net, top_k=1, **AS_IS), png("blue"))
     assert answer == [{"probability": 255.0, "class": "blue"}]
 
 
@@ -66,14 +67,76 @@ def test_softmax_turns_scores_into_probabilities(net: Path) -> None:
     np.testing.assert_allclose([each["probability"] for each in answer], powers / powers.sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "(it goes up to 1"),  # the mean of a grey ramp is half of 255
+        ({"scale": -1}, "(it goes down to -1"),
+    ],
+)
+def test_scores_are_told_from_probabilities_when_the_model_is_loaded(
+    net: Path, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidArchive) as caught:
+        opened(ImageClassifier, net, **config)
+    assert caught.value.message.startswith(f"the output 'prob' holds no probabilities {said}")
+    assert caught.value.message.endswith(
+        '): say "softmax": true in the handler config, or false to have the numbers as they are'
+    )
+
+
+def test_softmax_of_what_has_been_through_it_is_refused(tmp_path: Path, net: Path) -> None:
+    opened(ImageClassifier, net, softmax=True, scale=1 / 255)  # each score within 0..1, their sum is not 1
+    net = convolution(tmp_path / "softmax.onnx", "N")
+    with pytest.raises(InvalidArchive, match="the output 'prob' holds probabilities already: leave"):
+        opened(ImageClassifier, net, None, softmax=True, **IMAGENET)
+
+
+@pytest.mark.parametrize(
+    ("kind", "zero", "config", "told"),
+    [
+        (UINT8, 0, {}, [0.75, 0.25, 0]),
+        (INT8, 128, {}, [0.75, 0.25, 0]),
+        (UINT8, 0, AS_IS, [192, 64, 0]),
+        (INT8, 128, AS_IS, [64, -64, -128]),
+    ],
+)
+def test_bytes_of_a_quantised_net_are_the_probabilities_that_they_stand_for(
+    tmp_path: Path, kind: int, zero: int, config: dict[str, Any], told: list[float]
+) -> None:
+    last = [Node("Sub", ["mean", "zero"], ["shifted"]), Node("Cast", ["shifted"], ["prob"], to=kind)]
+    net = mean_color(
+        tmp_path / "net.onnx", kind=UINT8, gives=kind, last=last, weights={"zero": np.float32(zero)}
+    )
+    (answer,) = answers(opened(ImageClassifier, net, **config), png((192, 64, 0)))
+    assert [each["probability"] for each in answer] == told
+    with pytest.raises(InvalidArchive, match='INT8, to which softmax does not apply: leave "softmax" out'):
+        opened(ImageClassifier, net, softmax=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "said"),
+    [
+        (UINT8, {"mean": 127.5, "std": 127.5}, "takes UINT8: .* leave only 2 of 256 values: leave them out"),
+        (UINT8, {"mean": [0, 0, 127], "std": [1, 1, 50]}, "leave only 4 of 256"),
+        (INT8, {"scale": 1 / 255}, 'takes INT8: .* leave only 2 of 256 values: say "mean": 128 alone'),
+    ],
+)
+def test_numbers_for_a_net_of_floats_do_not_fit_one_of_integers(
+    tmp_path: Path, kind: int, config: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidArchive, match=said):
+        opened(ImageClassifier, mean_color(tmp_path / "net.onnx", kind=kind), **config)
+
+
 def test_with_an_offset_the_first_class_is_the_background(net: Path) -> None:
-    handler = opened(ImageClassifier, net, ["green", "blue"], label_offset=1)
+    handler = opened(ImageClassifier, net, ["green", "blue"], label_offset=1, **AS_IS)
     (answer,) = answers(handler, png((30, 20, 10)))
     assert [each["class"] for each in answer] == ["background", "green", "blue"]
 
 
 def test_without_labels_a_class_is_its_number(net: Path) -> None:
-    (answer,) = answers(opened(ImageClassifier, net, None), png("green"))
+    (answer,) = answers(opened(ImageClassifier, net, None, **AS_IS), png("green"))
     assert answer[0]["class"] == "1"
 
 
@@ -97,7 +160,7 @@ def test_the_model_gets_what_the_net_was_measured_with(tmp_path: Path, share: An
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_colours_and_layout_are_the_models(tmp_path: Path, layout: str) -> None:
     net = mean_color(tmp_path / "net.onnx", layout=layout)
-    handler = opened(ImageClassifier, net, color="BGR", mean=[1, 2, 3], std=[1, 2, 4])
+    handler = opened(ImageClassifier, net, color="BGR", mean=[1, 2, 3], std=[1, 2, 4], **AS_IS)
     found = handler.preprocess([handler.decode({"body": png((103, 22, 11))})])["data"]
     pixel = found[0, :, 4, 4] if layout == "NCHW" else found[0, 4, 4]
     assert found.shape == ((1, 3, 8, 8) if layout == "NCHW" else (1, 8, 8, 3))
@@ -107,14 +170,14 @@ def test_colours_and_layout_are_the_models(tmp_path: Path, layout: str) -> None:
 def test_a_model_for_grey_images_gets_grey_ones(tmp_path: Path) -> None:
     nodes = [Node("Flatten", ["data"], ["values"]), Node("Identity", ["values"], ["prob"])]
     net = write(tmp_path / "net.onnx", nodes, {"data": (FLOAT, ["N", 1, 2, 2])}, {"prob": (FLOAT, ["N", 4])})
-    handler = opened(ImageClassifier, net, None, color="GRAY", mean=6, std=10)
+    handler = opened(ImageClassifier, net, None, color="GRAY", mean=6, std=10, **AS_IS)
     (answer,) = answers(handler, png((100, 100, 100)))
     assert [each["probability"] for each in answer] == pytest.approx([9.4] * 4)
 
 
 def test_a_crop_has_the_shape_of_the_input(tmp_path: Path) -> None:
     net = mean_color(tmp_path / "net.onnx", size=("H", "W"))
-    handler = opened(ImageClassifier, net, size=[20, 40], crop=0.5)
+    handler = opened(ImageClassifier, net, size=[20, 40], crop=0.5, **AS_IS)
     assert handler.image_input.box((400, 400)) == (100, 150, 300, 250)
     assert handler.image_input.box((1000, 100)) == (450, 25, 550, 75)
     assert handler.preprocess([handler.decode({"body": COFFEE})])["data"].shape == (1, 3, 20, 40)
@@ -122,7 +185,7 @@ def test_a_crop_has_the_shape_of_the_input(tmp_path: Path) -> None:
 
 def test_a_model_of_bytes_gets_the_pixels_as_they_are(tmp_path: Path) -> None:
     net = mean_color(tmp_path / "net.onnx", layout="NHWC", kind=UINT8, size=(64, 64))
-    handler = opened(ImageClassifier, net)
+    handler = opened(ImageClassifier, net, **AS_IS)
     image = handler.decode({"body": COFFEE})
     found = handler.preprocess([image])["data"]
     assert found.dtype == np.uint8
@@ -140,7 +203,7 @@ def test_a_model_of_bytes_gets_the_pixels_as_they_are(tmp_path: Path) -> None:
 def test_numbers_for_a_model_of_integers_are_rounded_and_kept_in_range(
     tmp_path: Path, kind: int, config: dict[str, Any], pixel: list[int]
 ) -> None:
-    handler = opened(ImageClassifier, mean_color(tmp_path / "net.onnx", kind=kind), **config)
+    handler = opened(ImageClassifier, mean_color(tmp_path / "net.onnx", kind=kind), **config, **AS_IS)
     found = handler.preprocess([handler.decode({"body": png((100, 50, 200))})])["data"]
     assert found[0, :, 0, 0].tolist() == pixel
 
@@ -174,14 +237,16 @@ def test_a_batch_of_eight_images_is_answered_as_eight_single_images(tmp_path: Pa
 
 
 def test_a_body_that_is_no_image_fails_alone(net: Path) -> None:
-    first, second, third = answers(opened(ImageClassifier, net), png("red"), b"no image", png("blue"))
+    first, second, third = answers(
+        opened(ImageClassifier, net, **AS_IS), png("red"), b"no image", png("blue")
+    )
     assert (first[0]["class"], third[0]["class"]) == ("red", "blue")
     assert isinstance(second, InvalidRequest)
 
 
 def test_an_answer_that_is_not_finite_fails_alone_and_names_no_class(tmp_path: Path) -> None:
     net = mean_color(tmp_path / "net.onnx", last=[Node("Log", ["mean"], ["prob"])])  # of 0 it is -inf
-    grey, red = answers(opened(ImageClassifier, net), png("grey"), png("red"))
+    grey, red = answers(opened(ImageClassifier, net, **AS_IS), png("grey"), png("red"))
     assert len(grey) == 3
     assert isinstance(red, HandlerError)
     assert "not finite" in red.message
@@ -194,7 +259,7 @@ def test_a_model_whose_answers_are_never_finite_does_not_load(tmp_path: Path) ->
 
 
 def test_max_pixels_is_the_archives(net: Path) -> None:
-    handler = opened(ImageClassifier, net, max_pixels=400)
+    handler = opened(ImageClassifier, net, max_pixels=400, **AS_IS)
     small, large = answers(handler, png("red", (20, 20)), png("red", (20, 21)))
     assert small[0]["class"] == "red"
     assert "over 400 pixels" in large.message
@@ -308,7 +373,7 @@ class Best(ImageClassifier):
     ],
 )
 def test_a_derived_class_overrides_one_step(net: Path, cls: type[ImageClassifier], answer: Any) -> None:
-    found = answers(opened(cls, net, top_k=2), png((100, 0, 255)), png((100, 0, 255)))
+    found = answers(opened(cls, net, top_k=2, **AS_IS), png((100, 0, 255)), png((100, 0, 255)))
     assert found == [answer, answer]
 
 
@@ -319,8 +384,8 @@ def test_a_file_in_the_archive_derives_its_own_handler(net: Path) -> None:
         "    def postprocess(self, outputs, items):\n"
         "        return [answer[0]['class'] for answer in super().postprocess(outputs, items)]\n"
     )
-    ready_made = entry.find("image_classifier", context(net))
+    ready_made = entry.find("image_classifier", context(net, **AS_IS))
     assert ready_made.signature.inputs[0].shape == (-1, 3, 8, 8)
     assert ready_made.call([{"data": png("blue")}], None)[0][0]["class"] == "blue"
-    derived = entry.find("best.py", context(net))
+    derived = entry.find("best.py", context(net, **AS_IS))
     assert derived.call([{"data": png("blue")}, {"data": png("red")}], None) == ["blue", "red"]

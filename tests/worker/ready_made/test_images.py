@@ -1,6 +1,7 @@
 """Images out of requests: every kind of file and tensor, and what is said of what is none."""
 
 import base64
+import io
 import json
 import struct
 import zlib
@@ -78,17 +79,26 @@ def test_sixteen_bits_keep_their_upper_half(kind: str, channels: int) -> None:
     ("body", "said"),
     [
         (b"", "the body is empty: send a JPEG"),
-        (b'{"instances": []}', "it is JSON"),
+        (b'\n{"instances": []}', 'JSON without an image, {"image": {"b64": "..."}}'),
+        (b'{"b64": "', "the body looks like JSON and is not: Unterminated string"),
+        (b'["b64"]', "it is JSON"),
         (b"<!doctype html><html>", "it is HTML or XML"),
         ("grün".encode(), "it is text"),
-        ("a cat", "the body is text, not an image"),
+        ("a cat", "it is text; send a JPEG"),
         ([1, 2], "the body is JSON, not an image"),
         ({"instances": []}, 'JSON without an image, {"image": {"b64": "..."}}'),
         ({"b64": "%%%"}, 'the value of "b64" is not base64'),
         (b"%PDF-1.7 ...", "it is a PDF"),
         (b"\0\0\0\x18ftypheic", "it is a video, HEIC or AVIF file"),
         (b"\x01\x02\x03\x04\xff", "it is 5 bytes of an unknown kind, which begin with 01 02 03 04"),
-        (encoded(RGB, "JPEG")[:60], "it is a JPEG file that is damaged or cut short"),
+        (
+            encoded(RGB, "JPEG")[:60],
+            "it is a JPEG file that is damaged or cut short; if it was sent with curl -d",
+        ),
+        (
+            encoded(RGB).replace(b"\n", b""),
+            "damaged or cut short; if it was sent with curl -d, use -T or --data",
+        ),
         (np.zeros((2, 2, 3), np.float32), "is UINT8 [height,width,3] in RGB; got FP32 [2,2,3]"),
         (np.zeros((3, 8, 8), np.uint8), "is UINT8 [height,width,3] in RGB; got UINT8 [3,8,8]"),
         (np.array([b"a", b"b"], np.object_), "a BYTES tensor of one element; got BYTES [2]"),
@@ -104,7 +114,10 @@ def test_what_is_no_image_is_refused_by_its_name(body: Any, said: str) -> None:
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_a_file_that_was_cut_short_is_refused(kind: str) -> None:
     file = encoded(RGB.resize((300, 200), Image.Resampling.BICUBIC), kind)
-    with pytest.raises(InvalidRequest, match="damaged or cut short"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"damaged or cut short: got .* if it was sent with curl -d|damaged or cut short; if",
+    ):
         images.decode(file[: len(file) * 2 // 3])
 
 
@@ -138,6 +151,9 @@ def test_tensors_and_base64_hold_images_too() -> None:
         BARS[None],
         np.array([bytes(file)], np.object_),
         {"b64": text},
+        json.dumps({"b64": text}),
+        json.dumps({"b64": text}).encode(),
+        bytearray(b'\xef\xbb\xbf {"image": ' + json.dumps({"b64": text}).encode() + b"}"),
         json.loads(json.dumps({"image": {"b64": text}})),
     ):
         np.testing.assert_array_equal(images.decode(part), BARS)
@@ -168,3 +184,14 @@ def test_damaged_exif_data_do_not_spoil_a_photo() -> None:
     at = file.index(b"Exif\0\0") + 6
     file[at : at + 8] = b"nonsense"
     assert images.decode(file).shape == BARS.shape
+
+
+def test_a_jpeg_of_very_many_scans_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(file, "JPEG", progressive=True)
+    encoded = file.getvalue()
+    last = encoded.rindex(b"\xff\xda")
+    scan, end = encoded[last:-2], encoded[-2:]
+    assert images.decode(encoded).shape == (64, 64, 3)
+    with pytest.raises(InvalidRequest, match="over 100 scans"):
+        images.decode(encoded[:last] + scan * 101 + end)

@@ -179,7 +179,18 @@ def test_a_model_that_gives_no_map_of_probabilities_does_not_load(tmp_path: Path
         {"x": (FLOAT, ANY_SIZE)},
         {"y": (FLOAT, ("n", 3, 1, 1))},
     )
-    with pytest.raises(InvalidArchive, match=r"for one image it is FP32 \[1,3,1,1\]"):
+    with pytest.raises(
+        InvalidArchive, match=r"a map of probabilities \[images,1,height,width\]; it is y FP32"
+    ):
+        packed.load("text_detector", tmp_path)
+
+
+def test_a_recognizers_model_does_not_load(tmp_path: Path) -> None:
+    steps = Node("ReduceMean", ["x"], ["steps"], axes=[2], keepdims=0)
+    write(tmp_path / "model.onnx", [steps], {"x": (FLOAT, ANY_SIZE)}, {"steps": (FLOAT, ("n", 3, "w"))})
+    with pytest.raises(
+        InvalidArchive, match=r"first output should be a map .*width\]; it is steps FP32 \[-1,3,-1\]"
+    ):
         packed.load("text_detector", tmp_path)
 
 
@@ -194,8 +205,10 @@ def test_a_model_that_takes_no_images_does_not_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"threshold": 3}, "threshold is not from 0 to 1: 3"),
-        ({"box_threshold": "0.5"}, "cannot be used"),
+        ({"threshold": 3}, "threshold is not a number from 0 to 1: 3"),
+        ({"box_threshold": "0.5"}, "box_threshold is not a number from 0 to 1: '0.5'"),
+        ({"threshold": True}, "threshold is not a number from 0 to 1: True"),
+        ({"unclip_ratio": True}, "unclip_ratio is not a number from 0: True"),
         ({"short_side": 0}, "short_side is not a positive whole number: 0"),
         ({"color": "rgb"}, "there are: BGR, RGB"),
         ({"dilate": "no"}, "dilate is neither true nor false"),

@@ -17,8 +17,8 @@ from onnx import TensorProto  # noqa: E402
 from onnx_files import FLOAT, INT64, Node, write  # noqa: E402
 
 from mms_lite.errors import BackendMissing, BadTensor, HandlerError, InvalidArchive, InvalidRequest  # noqa: E402
-from mms_lite.types import BYTES, TensorSpec  # noqa: E402
-from mms_lite.wire import Outcome  # noqa: E402
+from mms_lite.types import BYTES, InferRequest, Tensor, TensorSpec  # noqa: E402
+from mms_lite.wire import Item, Outcome  # noqa: E402
 from mms_lite.worker.handler import MmsHandler  # noqa: E402
 from mms_lite.worker.tensors import to_array  # noqa: E402
 
@@ -96,6 +96,8 @@ def test_vectors_have_length_1_unless_the_config_says_otherwise(tmp_path: Path) 
         (b'"red green"', JSON),
         (b'{"text": "red green"}', JSON),
         (b'{"input": "red green", "model": "m"}', JSON),
+        (b'"red green"', ""),
+        (b'\n{"text": "red green"}', ""),
     ],
 )
 def test_one_text_gives_one_vector(tmp_path: Path, body: bytes, kind: str) -> None:
@@ -104,13 +106,51 @@ def test_one_text_gives_one_vector(tmp_path: Path, body: bytes, kind: str) -> No
     assert answer(packed.ask(model, body, kind=kind)[0]) == {"embedding": pytest.approx([0.6, 0.8, 0])}
 
 
+@pytest.mark.parametrize("body", [b"5", b'[red] "green"', b'"red" green', b'["red", 2]', b'{"red": 1}'])
+def test_a_body_without_a_type_that_is_none_of_its_own_json_is_a_text(tmp_path: Path, body: bytes) -> None:
+    write_lookup(tmp_path, table=TABLE + 1)
+    model = packed.load("text_embedder", tmp_path, RAW)
+    assert answer(packed.ask(model, body)[0]) == answer(packed.ask(model, body, kind=TEXT)[0])
+
+
+@pytest.mark.parametrize("kind", [JSON, ""])
 @pytest.mark.parametrize(
     "body", [b'["red", "blue"]', b'{"texts": ["red", "blue"]}', b'{"input": ["red", "blue"]}']
 )
-def test_a_list_of_texts_gives_a_list_of_vectors(tmp_path: Path, body: bytes) -> None:
+def test_a_list_of_texts_gives_a_list_of_vectors(tmp_path: Path, body: bytes, kind: str) -> None:
     write_lookup(tmp_path)
     model = packed.load("text_embedder", tmp_path)
-    assert answer(packed.ask(model, body, kind=JSON)[0]) == {"embeddings": [[1, 0, 0], [0, 0, 1]]}
+    assert answer(packed.ask(model, body, kind=kind)[0]) == {"embeddings": [[1, 0, 0], [0, 0, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),  # of `curl -d 'red green'` and `curl -d '{"text": "red=green"}'`
+    [
+        ("red green", b"", "is a form without a text: send text/plain, or JSON as application/json"),
+        ('{"text": "red', b'green"}', "declared as a form and looks like JSON: send it as application/json"),
+    ],
+)
+def test_a_text_that_was_sent_as_a_form_is_told_how_to_send_it(
+    tmp_path: Path, name: str, value: bytes, said: str
+) -> None:
+    write_lookup(tmp_path)
+    model = packed.load("text_embedder", tmp_path)
+    outcomes: list[Outcome] = []
+    request = InferRequest(id="r", model="m", inputs=[Tensor(name, BYTES, (), bytearray(value))])
+    model.run([Item(0, None, request)], lambda _: None, outcomes.extend)
+    assert isinstance(outcomes[0].error, InvalidRequest)
+    assert said in outcomes[0].error.message
+
+
+def test_an_archive_without_a_tokenizer_says_how_to_pack_one(tmp_path: Path) -> None:
+    write_lookup(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(InvalidArchive) as caught:
+        packed.load("text_embedder", tmp_path)
+    assert caught.value.message == (
+        "the archive has no tokenizer.json, which text_embedder needs: "
+        "pack it with model-archiver --extra-file tokenizer.json"
+    )
 
 
 def test_a_tensor_of_texts_gives_a_tensor_and_the_signature_says_so(tmp_path: Path) -> None:
@@ -177,19 +217,25 @@ def test_a_model_of_a_fixed_size_and_another_type_of_numbers_is_filled_up(tmp_pa
         (b'["red", "\\ud800"]', JSON, "text 1 is not UTF-8"),
         (b"[]", JSON, "the request's list of texts is empty"),
         (b'["red", 7]', JSON, "text 1 is not a string but 7"),
-        (b'["red", ""]', JSON, "text 1 is empty; the content type of text is text/plain"),
-        (b"", TEXT, "text 0 is empty"),
+        (b'["red", ""]', JSON, "text 1 is empty"),
+        (b"", TEXT, "the request has no body: send text/plain, or JSON as application/json"),
+        (b"", "", "the request has no body: send text/plain, or JSON as application/json"),
+        (b'{"texts": ["red",]}', "", "the body looks like JSON and is not: Expecting value"),
+        (b"{'text': 'red'}", JSON, "the body looks like JSON and is not: Expecting property name"),
+        (b'["red', JSON, "the body looks like JSON and is not: Unterminated string"),
+        (b'{"input": 7}', "", 'as "text" or "input"; it has: \'input\''),
         (b"null", JSON, "text 0 is not a string but None"),
         (b'{"texts": "red", "input": "blue"}', JSON, "as \"text\" or \"input\"; it has: 'texts', 'input'"),
         (b'{"inputs": {"a": 1}}', JSON, 'as "text" or "input"; it has: \'inputs\''),
         (b'["red", "red", "red", "red"]', JSON, "has 4 texts; the model takes up to 3"),
+        (b'["' + b"red " * 6 + b'", "red"]', JSON, "has 27 characters of text; the model takes up to 20"),
     ],
 )
 def test_a_body_without_texts_says_why_and_fails_alone(
     tmp_path: Path, body: bytes, kind: str, said: str
 ) -> None:
     write_lookup(tmp_path)
-    model = packed.load("text_embedder", tmp_path, {"max_texts": 3})
+    model = packed.load("text_embedder", tmp_path, {"max_texts": 3, "max_characters": 20})
     bad, good = packed.ask(model, body, b'"red"' if kind == JSON else b"red", kind=kind)
     assert isinstance(bad.error, InvalidRequest)
     assert said in bad.error.message
@@ -243,7 +289,10 @@ def test_a_tokenizer_of_more_words_than_the_model_has_does_not_load(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"tokenizer": "other.json"}, "other.json, which is not in the archive"),
+        (
+            {"tokenizer": "other.json"},
+            "no other.json, which the handler config names as tokenizer: .*--extra-file other.json",
+        ),
         ({"tokenizer": "model.onnx"}, "the tokenizer model.onnx cannot be used"),
         ({"output": "vectors"}, "no output 'vectors'; it has: hidden"),
         ({"pooling": "max"}, "pooling is 'max', not one of mean, cls, none"),

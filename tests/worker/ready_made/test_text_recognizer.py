@@ -169,6 +169,16 @@ def test_a_body_that_is_no_image_or_a_strip_fails_alone(tmp_path: Path) -> None:
     assert "84 x 8, the longer side is over 10 times the shorter" in found[2].error.message
 
 
+def test_a_detectors_model_does_not_load(tmp_path: Path) -> None:
+    grey = Node("ReduceMean", ["x"], ["map"], axes=[1], keepdims=1)
+    sizes = {"x": (FLOAT, ANY_WIDTH)}, {"map": (FLOAT, ("n", 1, HEIGHT, "w"))}
+    write(tmp_path / "model.onnx", [grey], *sizes, metadata=CHARACTERS)
+    with pytest.raises(
+        InvalidArchive, match=r"should be probabilities .*classes\]; it is map FP32 \[-1,1,8,-1\]"
+    ):
+        packed.load("text_recognizer", tmp_path)
+
+
 def test_a_model_whose_output_is_no_probabilities_by_step_does_not_load(tmp_path: Path) -> None:
     nodes = [
         Node("ReduceMean", ["x"], ["rows"], axes=[1], keepdims=0),
