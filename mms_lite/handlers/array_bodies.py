@@ -32,7 +32,8 @@ _MOST_SHOWN = 80  # characters of a value in a message
 _MOST_ELEMENTS = 1 << 60
 _MOST_HEADER_BYTES = 10_000  # numpy's own limit
 _MOST_ENTRIES = 1_000
-_MOST_UNPACKED_BYTES = 256 << 20  # of an .npz that is compressed
+_UNPACKED_BYTES = 16 << 20  # that any .npz may unpack to; a larger one to this many times its own size:
+_MOST_TIMES = 8
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 # numpy.lib.format: the header is a Python dict of three keys; it is matched here, never evaluated.
 _NPY_FIELD = re.compile(
@@ -353,9 +354,12 @@ def _npz_entries(
             raise BadTensor(f"the .npz file should have one each of {wanted}; got: {entry.filename!r}")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
             raise BadTensor(f"input {name!r} is compressed or encrypted in a way that is not read")
-    total, most = sum(entry.file_size for entry in entries), max(_MOST_UNPACKED_BYTES, size_bytes)
+    total, most = sum(entry.file_size for entry in entries), max(_UNPACKED_BYTES, _MOST_TIMES * size_bytes)
     if total > most:
-        raise BadTensor(f"the .npz file unpacks to {total} bytes; the most is {most}")
+        raise BadTensor(
+            f"the .npz file of {size_bytes} bytes unpacks to {total} bytes; the most is {most}: "
+            "send it uncompressed"
+        )
     for name, entry in zip(found, entries, strict=True):
         with archive.open(entry) as file:
             # Never without a number: it would unpack more than the entry says, and then cut it off.

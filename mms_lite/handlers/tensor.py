@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 _ANY_NAME = "input"  # what a body may call the one input of a model
+_NOT_A_FIELD = "model_name"  # a query's parameter that names the model, not an input
+_MOST_IN_JSON = 4_000_000  # elements of an answer: 350 MiB and 2 s to write
 _BEGINS_JSON = b"{[-0123456789"
 _BEGINS_IMAGE = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, white space
@@ -99,13 +101,9 @@ class TensorHandler(ModelHandler):
         """
         if _has_arrays(parts):
             return _arrays(parts)
-        own = {spec.name: spec for spec in self.signature.inputs}
-        inputs: dict[str, Array] = {}
-        for name, value in parts.items():
-            if name in own:
-                inputs |= self._read(value, own[name])
-        if inputs:
-            return inputs
+        names = {spec.name for spec in self.signature.inputs}
+        if not (names | {_ANY_NAME} if len(names) == 1 else names).isdisjoint(parts):
+            return self._read_form(parts)
         if any(name.lstrip()[:1] in ("{", "[") for name in parts):
             raise InvalidRequest(f"the body is declared as a form and looks like JSON: send it as {JSON}")
         return self._read(single_part(parts, _ANY_NAME), _only(self.signature.inputs))
@@ -118,7 +116,7 @@ class TensorHandler(ModelHandler):
         """Return the outputs as a body of a type that an Accept header allows, and that type.
 
         Raises:
-            InvalidRequest: it allows none.
+            InvalidRequest: it allows none, or JSON for too many elements.
             HandlerError: the type cannot carry them.
         """
         numbers = all(array.dtype.kind in "biuf" for array in outputs.values())
@@ -131,9 +129,27 @@ class TensorHandler(ModelHandler):
                 f"the answer has the outputs {', '.join(outputs)} and can be {' or '.join(offers)}; "
                 f"the request accepts: {accept}"
             )
+        count = sum(array.size for array in outputs.values())
+        if kind == JSON and count > _MOST_IN_JSON:
+            advice = f"ask for {' or '.join(offers[1:])}" if numbers else "send fewer rows"
+            raise InvalidRequest(
+                f"the answer has {count} elements, and JSON at most {_MOST_IN_JSON}: {advice}"
+            )
         if kind == NPY:
             return array_bodies.to_npy(next(iter(outputs.values()))), kind
         return array_bodies.to_npz(outputs) if kind == NPZ else array_bodies.to_json(outputs), kind
+
+    def _read_form(self, parts: Parts) -> dict[str, Array]:
+        """Return what parts hold that are named as inputs are.
+
+        Raises:
+            BadTensor: one is named otherwise. An empty body and the model's name come with a query.
+        """
+        inputs: dict[str, Array] = {}
+        for name, value in parts.items():
+            if name != _NOT_A_FIELD and value not in (b"", ""):
+                inputs |= self._read(value, self._input(name))
+        return inputs
 
     def _read(self, value: Any, spec: TensorSpec | None) -> dict[str, Array]:
         """Return what one part holds; `spec` is the input that an array without a name is for.
@@ -202,10 +218,12 @@ class TensorHandler(ModelHandler):
 
     def _named(self, spec: TensorSpec | None, what: str) -> TensorSpec:
         if spec is None:
-            raise InvalidRequest(f"{what} names no input, and there are several; {self._takes()}")
+            raise InvalidRequest(f"{what} names no input; {self._takes()}")
         return spec
 
     def _takes(self) -> str:
+        if not self.signature.inputs:
+            return f"the model takes no inputs: send {{}} as {JSON}"
         inputs = "; ".join(map(str, self.signature.inputs))
         image = "" if self.image_input is None else ", or an image"
         return f"the model takes {inputs}, as {JSON}, {NPY} or {NPZ}{image}"

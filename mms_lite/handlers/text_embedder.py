@@ -51,10 +51,10 @@ class Texts:
 class TextEmbedderSettings(HandlerSettings):
     """Settings of `TextEmbedder`; `tokenizer` is a file of the archive, `output` the first unless named.
 
-    Texts are cut to `max_length` tokens, after all of them was tokenized: so `max_characters` bounds the texts
-    of a request together. `pooling` none is for models whose output is one vector a text.
-    At most `texts_per_run` run together: with 1 no text is padded, which a dynamically quantized model needs
-    to answer a text alike in every company (its scales follow all that runs together).
+    Texts are cut to `max_length` tokens, after all of them was tokenized: so `max_characters` bounds what a
+    request holds. `pooling` none is for models whose output is one vector a text. At most `texts_per_run` run
+    together: with 1 no text is padded, which a dynamically quantized model needs to answer a text alike in
+    every company (its scales follow all that runs together).
     """
 
     tokenizer: str = _TOKENIZER

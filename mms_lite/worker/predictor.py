@@ -64,7 +64,8 @@ class Predictor:
             OutOfMemory: of the host or the device.
         """
         self.check(inputs, outputs)
-        ready = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Not ascontiguousarray, which turns a scalar into a row.
+        ready = {name: np.asarray(array, order="C") for name, array in inputs.items()}
         return self._backend.infer(ready, list(outputs or self._outputs))
 
     def infer_each(
@@ -140,7 +141,7 @@ class Predictor:
         return found
 
     def _takes(self) -> str:
-        return f"the model takes: {'; '.join(map(str, self.signature.inputs))}"
+        return f"the model takes: {'; '.join(map(str, self.signature.inputs)) or 'no inputs'}"
 
     def _rows_are_independent(self) -> bool:
         """Try two rows apart and together: a free first axis need not be a batch."""

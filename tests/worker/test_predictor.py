@@ -194,6 +194,12 @@ def test_closing_lets_go_of_the_backend() -> None:
     assert backend.closed
 
 
+def test_a_scalar_stays_a_scalar() -> None:
+    backend = Sum((A, TensorSpec("b", "INT64", ())))
+    Predictor(backend).infer({"a": np.ones((1, 2), np.float32), "b": np.array(5)})
+    assert backend.asked[0][0]["b"].shape == ()
+
+
 class Mixing:
     """A backend whose rows depend on each other, or whose first axis is no batch."""
 

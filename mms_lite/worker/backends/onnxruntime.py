@@ -88,8 +88,8 @@ class OnnxRuntimeBackend:
         outputs = [_spec(arg, ()) for arg in session.get_outputs() if _is_tensor(arg)]
         return cls(
             session,
-            declared(inputs, settings.inputs, "input"),
-            declared(outputs, settings.outputs, "output"),
+            _declared(inputs, settings.inputs, "input"),
+            _declared(outputs, settings.outputs, "output"),
             _metadata(session.get_modelmeta()),
         )
 
@@ -176,6 +176,19 @@ def _spec(arg: ort.NodeArg, without_lengths: tuple[int, ...] | None) -> TensorSp
         raise InvalidArchive(f"the model's {arg.name!r} is a {arg.type}, which cannot be served")
     shape = tuple(length if isinstance(length, int) else -1 for length in arg.shape)
     return TensorSpec(arg.name, _DATATYPES[arg.type], shape or without_lengths)
+
+
+def _declared(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], side: str) -> tuple[TensorSpec, ...]:
+    """Return the specs with the archive's in their place, which cannot change what the session takes."""
+    wanted = declared(found, stated, side)
+    for own, spec in zip(found, wanted, strict=True):
+        lengths = list(zip(own.shape or (), spec.shape or (), strict=False))
+        same_rank = not own.shape or spec.shape is None or len(own.shape) == len(spec.shape)
+        # The session refuses inputs of other lengths than the file's; those of outputs it only tells.
+        fixed = side == "input" and any(length not in (-1, new) for length, new in lengths)
+        if spec.datatype != own.datatype or not same_rank or fixed:
+            raise InvalidArchive(f"the handler config declares the {side} {spec}; the file says {own}")
+    return wanted
 
 
 def _is_tensor(arg: ort.NodeArg) -> bool:

@@ -13,7 +13,7 @@ ort = pytest.importorskip("onnxruntime", reason="the onnx extra is not installed
 
 from onnx import TensorProto, helper  # noqa: E402
 from tiny import WEIGHT, answer  # noqa: E402
-from tiny_onnx import GEMM, WEIGHTS, X, Y, build, save  # noqa: E402
+from tiny_onnx import GEMM, WEIGHTS, X, Y, build, reaching_outside, save  # noqa: E402
 from tiny_onnxruntime import make  # noqa: E402
 
 from mms_lite.errors import BadTensor, InvalidArchive, OutOfMemory  # noqa: E402
@@ -108,6 +108,42 @@ def test_weights_lie_beside_the_file_and_are_missed_by_name(tmp_path: Path) -> N
     with pytest.raises(InvalidArchive, match=r"m\.data") as caught:
         open_file(path)
     assert str(tmp_path) not in caught.value.message
+
+
+def test_weights_outside_the_folder_are_refused_without_telling_where_they_are(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArchive, match="External data path escapes model directory") as caught:
+        open_file(reaching_outside(tmp_path / "m"))
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("side", "stated"),
+    [
+        ("inputs", TensorSpec("x", "INT64", (-1, 3))),
+        ("inputs", TensorSpec("x", "FP32", (-1,))),
+        ("inputs", TensorSpec("x", "FP32", (-1, 4))),
+        ("outputs", TensorSpec("y", "INT64", (-1, 2))),
+        ("outputs", TensorSpec("y", "FP32", (7,))),
+    ],
+)
+def test_a_declaration_that_no_request_could_meet_is_refused(
+    tmp_path: Path, side: str, stated: TensorSpec
+) -> None:
+    path = make(tmp_path).files[0]
+    with pytest.raises(InvalidArchive) as caught:
+        open_file(path, **{side: (stated,)})
+    own = {"inputs": "x FP32 [-1,3]", "outputs": "y FP32 [-1,2]"}[side]
+    message = f"the handler config declares the {side[:-1]} {stated}; the file says {own}"
+    assert caught.value.message == message
+
+
+def test_a_declaration_may_fix_lengths_and_say_what_a_file_leaves_open(tmp_path: Path) -> None:
+    """The file does not say how many axes its output has, nor how long those of its input are."""
+    float_ = TensorProto.FLOAT
+    model = build([helper.make_node("Abs", ["x"], ["y"])], {"x": (float_, ["N", "M"])}, {"y": (float_, None)})
+    stated = TensorSpec("x", "FP32", (-1, 3)), TensorSpec("y", "FP32", (-1, 3))
+    backend = open_file(save(model, tmp_path / "m.onnx"), inputs=stated[:1], outputs=stated[1:])
+    assert (*backend.inputs, *backend.outputs) == stated
 
 
 @pytest.mark.parametrize(

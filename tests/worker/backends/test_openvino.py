@@ -15,7 +15,7 @@ from tiny_openvino import make, named, save  # noqa: E402
 from mms_lite.errors import BadTensor, InvalidArchive, OutOfMemory  # noqa: E402
 from mms_lite.types import TensorSpec  # noqa: E402
 from mms_lite.worker.backends import BackendSettings  # noqa: E402
-from mms_lite.worker.backends.openvino import OpenVinoBackend  # noqa: E402
+from mms_lite.worker.backends.openvino import OpenVinoBackend, _device  # noqa: E402
 
 ROW = np.ones((1, 3), np.float32)
 
@@ -124,7 +124,8 @@ def test_a_declared_shape_frees_a_batch_that_the_file_fixes(tmp_path: Path) -> N
     ("stated", "says"),
     [
         (TensorSpec("x", "FP32", (-1, 4)), "cannot have the declared input shapes: .*dimension=4"),
-        (TensorSpec("x", "FP64", (-1, 3)), "declares the input 'x' as FP64; the model takes FP32"),
+        (TensorSpec("x", "FP64", (-1, 3)), r"declares the input x FP64 \[-1,3\]; the model says x FP32"),
+        (TensorSpec("x", "FP32", (-1,)), r"declares the input x FP32 \[-1\]; the model says x FP32 \[-1,3\]"),
         (TensorSpec("z", "FP32", (-1, 3)), "declares the input 'z'; the model has: x"),
     ],
 )
@@ -133,6 +134,22 @@ def test_a_declaration_that_does_not_suit_the_model_is_refused(
 ) -> None:
     with pytest.raises(InvalidArchive, match=says):
         open_file(make(tmp_path).files[0], inputs=(stated,))
+
+
+@pytest.mark.parametrize("stated", [TensorSpec("y", "INT64", (-1, 2)), TensorSpec("y", "FP32", (7,))])
+def test_an_output_is_not_declared_of_another_datatype_or_rank(tmp_path: Path, stated: TensorSpec) -> None:
+    with pytest.raises(InvalidArchive, match=r"declares the output y .*; the model says y FP32 \[-1,2\]"):
+        open_file(make(tmp_path).files[0], outputs=(stated,))
+
+
+def test_what_is_kept_for_shapes_that_came_is_bounded_unless_the_archive_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    path = make(tmp_path).files[0]
+    for options, wanted in (({}, 1000), ({"CPU_RUNTIME_CACHE_CAPACITY": 5}, 5)):
+        _, properties = _device(ov.Core(), BackendSettings(files=(path,), options=options))
+        assert properties["CPU_RUNTIME_CACHE_CAPACITY"] == wanted
+        open_file(path, options=options).close()
 
 
 @pytest.mark.parametrize(
@@ -168,6 +185,15 @@ def test_onnx_files_are_read_too_with_their_metadata(tmp_path: Path) -> None:
     backend = open_file(tiny_onnx.save(model, tmp_path / "m.onnx"))
     assert backend.metadata["character"] == "a\nb"
     assert backend.infer({"x": ROW}, ["y"])["y"].tolist() == answer(ROW).tolist()
+
+
+def test_onnx_files_that_reach_outside_are_refused_without_telling_where_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx, which writes this test's model, is not installed")
+    import tiny_onnx
+
+    with pytest.raises(InvalidArchive, match=r"cannot be read by OpenVINO: .*outside") as caught:
+        open_file(tiny_onnx.reaching_outside(tmp_path / "m"))
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_an_allocation_that_fails_is_out_of_memory(tmp_path: Path) -> None:

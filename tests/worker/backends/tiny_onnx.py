@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from tiny import BIAS, WEIGHT
 
 Ports = Mapping[str, tuple[int, Sequence[str | int] | None]]  # name -> element type, shape
@@ -18,6 +19,16 @@ WEIGHTS = {"W": WEIGHT, "b": BIAS}
 
 def tiny(folder: Path) -> Path:
     return save(build([GEMM], X, Y, WEIGHTS), folder / "tiny.onnx")
+
+
+def reaching_outside(folder: Path) -> Path:
+    """Write a model whose weights are said to lie outside its folder."""
+    model = build([GEMM], X, Y, WEIGHTS)
+    set_external_data(model.graph.initializer[0], "../secret.bin", offset=0, length=WEIGHT.nbytes)
+    model.graph.initializer[0].ClearField("raw_data")
+    folder.mkdir()
+    (folder.parent / "secret.bin").write_bytes(WEIGHT.tobytes())
+    return save(model, folder / "m.onnx")
 
 
 def build(

@@ -241,7 +241,7 @@ X = bytes(npy(np.zeros(2)))
         (npz([("x.npy", X), ("x", X)]), "one each of x.npy"),
         (npz([("x.npy", X)], zipfile.ZIP_LZMA), "in a way that is not read"),
         (npz([("x.npy", b"")]), "input 'x' is not an .npy file"),
-        (with_false_size(npz([("x.npy", X)]), 10**9), "unpacks to 1000000000 bytes; the most is 268435456"),
+        (with_false_size(npz([("x.npy", X)]), 10**9), "unpacks to 1000000000 bytes; the most is 16777216"),
         (with_false_size(npz([("x.npy", X)]), len(X) - 1), "cannot be read"),
         (npz([("x.npy", X)])[:-30], "cannot be read"),
         (bytearray(b"PK\x03\x04"), "cannot be read"),
@@ -262,6 +262,16 @@ def test_an_npz_entry_that_unpacks_to_more_than_it_says_is_not_unpacked() -> Non
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_an_npz_file_unpacks_to_what_a_small_body_or_eight_of_its_own_may_hold() -> None:
+    zeros, noise = np.zeros(4 << 20, np.uint8), np.random.default_rng(0).bytes(3 << 20)
+    for entries in ([zeros] * 3, [zeros] * 5 + [np.frombuffer(noise, np.uint8)]):
+        file = npz([(f"{n}.npy", bytes(npy(array))) for n, array in enumerate(entries)])
+        assert len(from_npz(file, [str(n) for n in range(len(entries))])) == len(entries)
+    bomb = npz([(f"{n}.npy", bytes(npy(zeros))) for n in range(4)])
+    with pytest.raises(BadTensor, match="unpacks to 16777728 bytes; the most is 16777216: send it uncompr"):
+        from_npz(bomb, list("0123"))
 
 
 @given(st.data())

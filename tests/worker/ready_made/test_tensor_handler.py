@@ -13,6 +13,7 @@ from PIL import Image
 
 from mms_lite.errors import (
     BackendMissing,
+    BadTensor,
     HandlerError,
     InvalidArchive,
     InvalidRequest,
@@ -75,7 +76,7 @@ def shouting() -> Model:
 def serve(model: Model, **config: Any) -> MmsHandler:
     handler = TensorHandler()
     handler.settings = TensorSettings(**config)
-    handler.predictor = Predictor(model, allow_nan=handler.settings.allow_nan)
+    handler.predictor = Predictor(model, allow_nan=handler.settings.allow_nan, batch=True)
     handler.prepare()
     context = Context("m", "/", None, 8, None, "1")
     entry = Entry(handler.handle, tensor, handler.signature)
@@ -152,7 +153,7 @@ def test_one_input_is_read_however_it_is_sent(part: Tensor) -> None:
         [raw(npz(a=A, b=B))],
         [raw("[1, 2]", name="a"), raw(npy(B), "application/octet-stream", name="b")],
         [raw("m", name="model_name"), raw('{"a": [1, 2], "b": [10, 20]}')],
-        [raw("[1, 2]", name="a"), raw("[10, 20]", name="b"), raw("")],
+        [raw("m", name="model_name"), raw("[1, 2]", name="a"), raw("[10, 20]", name="b"), raw("")],
     ],
 )
 def test_several_inputs_are_read_by_their_names(parts: list[Tensor]) -> None:
@@ -192,7 +193,25 @@ def test_what_cannot_be_read_is_told_to_the_client(part: Tensor, code: str, mess
 def test_an_array_without_a_name_is_not_guessed_at_where_there_are_several_inputs(body: bytes) -> None:
     error = answer(serve(adding()), raw(body))
     assert isinstance(error, InvalidRequest)
-    assert "names no input, and there are several; the model takes a INT32 [-1]; b INT32" in error.message
+    assert "names no input; the model takes a INT32 [-1]; b INT32" in error.message
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(doubling, "x"), (doubling, "input"), (adding, "a")], ids=["x", "input", "a"]
+)
+def test_a_part_beside_an_input_that_is_none_is_told_of(model: Callable[[], Model], name: str) -> None:
+    error = answer(serve(model()), raw("[[1, 2, 3]]", name=name), raw("[[1, 2, 3]]", name="oops"))
+    assert isinstance(error, BadTensor)
+    assert "the model has no input 'oops'; the model takes: " in error.message
+
+
+def test_a_model_without_inputs_is_told_of_and_answers() -> None:
+    served = serve(Model([], [TensorSpec("y", "FP32", (1,))], lambda _: {"y": np.ones(1, np.float32)}))
+    assert answer(served, raw("{}")) == {"y": [1.0]}
+    for body in ("", "[1]", b"\0"):
+        error = answer(served, raw(body))
+        assert isinstance(error, InvalidRequest)
+        assert error.message.endswith("; the model takes no inputs: send {} as application/json")
 
 
 def test_texts_go_in_and_out() -> None:
@@ -247,6 +266,30 @@ def test_an_accept_header_that_nothing_fits_is_told_what_there_is(
     error = answer(serve(model()), raw(body), accept=accept)
     assert isinstance(error, InvalidRequest)
     assert message in error.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"), [(np.float32, "ask for application/x-npy or application/x-npz"), (str, "send fewer")]
+)
+def test_an_answer_that_is_too_large_for_json_is_refused_before_it_is_one(kind: type, advice: str) -> None:
+    model = doubling()
+    model._run = lambda arrays: {"y": np.broadcast_to(np.zeros((), kind), (1, 4_000_001))}
+    error = answer(serve(model), raw("[[1, 2, 3]]"))
+    assert isinstance(error, InvalidRequest)
+    assert f"the answer has 4000001 elements, and JSON at most 4000000: {advice}" in error.message
+    if kind is np.float32:
+        (outcome,) = run(serve(model), [raw("[[1, 2, 3]]")], accept="application/x-npy")
+        assert np.load(io.BytesIO(outcome.outputs[0].data)).shape == (1, 4_000_001)
+
+
+def test_infinity_goes_in_as_a_file_and_nan_does_not() -> None:
+    """Masks of attention hold -Infinity; JSON has no number for it."""
+    model = doubling()
+    model._run = lambda arrays: {"y": np.isinf(arrays["x"])}
+    assert answer(serve(model), raw(npy(np.array([[1, 2, -np.inf]], np.float32)))) == {
+        "y": [[False, False, True]]
+    }
+    assert isinstance(answer(serve(model), raw("[[1, 2, -Infinity]]")), BadTensor)
 
 
 def test_nan_in_an_answer_needs_a_file() -> None:
