@@ -1,4 +1,4 @@
-"""Models on PyTorch: TorchScript and programs of torch.export. Both hold their code; no pickle is run.
+"""Models on PyTorch: TorchScript and programs of torch.export. Both hold code, which `torch_files` checks.
 
 Hides the two formats' ways of naming tensors, and that arrays have no bfloat16: it crosses as FP32.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,16 +21,13 @@ from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, OutOfMemory
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
+from mms_lite.worker.backends.torch_files import check_example, check_export, check_script, is_export
 from mms_lite.worker.tensors import Array, datatype
 
 # Operators raise the first two, guards of torch.export also the third, and code in TorchScript the last.
 _REFUSALS = (RuntimeError, IndexError, AssertionError, torch.jit.Error)
 # Of a traceback of TorchScript, all that comes before the last line with an error.
 _NOISE = re.compile(r"\A.*^\s*[\w.]*(?:Error|Exception): (?=\S)", re.M | re.S)
-_ADVICE = (
-    "save the model with torch.jit.script or torch.jit.trace (.pt), or with torch.export.save (.pt2); "
-    "weights alone or a pickled module are not run"
-)
 _OUTPUTS_EXAMPLE = '"backend": {"outputs": [{"name": "boxes", "datatype": "FP32", "shape": [-1, 4]}, ...]}'
 
 
@@ -70,7 +66,7 @@ class TorchBackend:
         torch.set_num_threads(settings.threads)
         path = settings.files[0]
         try:
-            opened = _open_export if _is_export(path) else _open_script
+            opened = _open_export if is_export(path) else _open_script
             return cls(opened(path, device, settings), device, {})
         except (InvalidArchive, MemoryError):
             raise
@@ -105,29 +101,9 @@ class TorchBackend:
         self._call = None
 
 
-def _is_export(path: Path) -> bool:
-    """Tell torch.export from TorchScript by what is in the file.
-
-    Raises:
-        InvalidArchive: it is neither, or holds pickled objects of Python, which could run any code.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InvalidArchive(f"{path.name} is damaged or of another kind: {_ADVICE}") from error
-    members = {name.rpartition("/")[2] for name in names}
-    if any(name.startswith("opaque_obj_") for name in members):
-        raise InvalidArchive(f"{path.name} holds pickled objects of Python, which are not loaded")
-    if members & {"archive_format", "serialized_exported_program.json"}:  # the second: before PyTorch 2.8
-        return True
-    if "constants.pkl" in members:
-        return False
-    raise InvalidArchive(f"{path.name} is neither TorchScript nor torch.export: {_ADVICE}")
-
-
 def _open_script(path: Path, device: torch.device, settings: BackendSettings) -> _Program:
     """Load TorchScript. It names the arguments of `forward` and tells neither datatypes nor shapes."""
+    check_script(path)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.load", DeprecationWarning)
         module = torch.jit.load(path, map_location=device).eval()
@@ -164,8 +140,10 @@ def _script_outputs(result: Any, stated: Sequence[TensorSpec]) -> tuple[TensorSp
 
 def _open_export(path: Path, device: torch.device, settings: BackendSettings) -> _Program:
     """Load a program of torch.export, which tells all of its inputs and outputs."""
+    check_export(path)
     with _no_pickle(), path.open("rb") as file:
         program = torch.export.load(file)
+    check_example(path, program)
     if device.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
