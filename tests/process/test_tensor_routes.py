@@ -220,7 +220,7 @@ async def test_what_a_model_cannot_take_is_refused_in_words(ask_model: Ask) -> N
         ("pair", (npz(a=A, b=B), "", NPY), 400, "can be application/json or application/x-npz"),
         ("pair", ('{"a": [1]}', JSON), 400, "input 'b' is missing"),
         ("pair", ('{"a": [1.5], "b": [1]}', JSON), 400, "a number that is not whole: 1.5 at [0]"),
-        ("pair", (npy(A),), 400, "an .npy file names no input, and there are several"),
+        ("pair", (npy(A),), 400, "an .npy file names no input; the model takes"),
         ("inverse", ("[0, 2]",), 503, "the output 'y' holds NaN or Infinity, which JSON cannot carry"),
     ]
     for model, request, status, message in table:
