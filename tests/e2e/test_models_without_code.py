@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,22 @@ async def test_sentences_that_mean_the_same_are_near(site: Site) -> None:
 
 def dot(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+async def test_eight_photos_in_one_batch_are_answered_as_each_alone(site: Site) -> None:
+    photos = [path.read_bytes() for path in sorted(cached("imagenet_photos").glob("*.jpg"))[:8]]
+    await serve(site, "squeezenet-onnxruntime")
+    alone = [await predict(site, "squeezenet-onnxruntime", photo) for photo in photos]
+    await site.ask("DELETE", "/models/squeezenet-onnxruntime", api="management")
+    options = "url=squeezenet-onnxruntime.mar&initial_workers=1&batch_size=8&max_batch_delay=10000"
+    registered = await site.ask("POST", f"/models?{options}", api="management")
+    assert registered.status == 200
+    together = await asyncio.gather(*(predict(site, "squeezenet-onnxruntime", photo) for photo in photos))
+    metrics = (await site.ask("GET", "/metrics", api="metrics")).body.decode()
+    batches = dict(re.findall(r"^mms_batch_size_(sum|count)\{.*\} (\S+)$", metrics, re.MULTILINE))
+    assert {name: float(value) for name, value in batches.items()} == {"sum": 8, "count": 1}
+    for one, other in zip(alone, together, strict=True):
+        assert [each["class"] for each in one] == [each["class"] for each in other]
+        for first, second in zip(one, other, strict=True):
+            assert math.isclose(first["probability"], second["probability"], abs_tol=1e-5)
+    await site.stop()
