@@ -43,7 +43,7 @@ test: $(STAMP)
 
 # Models without code with today's numpy, OpenCV and PyTorch.
 test-today: $(TODAY)/.installed
-	$(TODAY)/bin/python -m pytest tests/worker tests/process/test_tensor_routes.py tests/e2e/test_models_without_code.py
+	$(TODAY)/bin/python -m pytest tests/worker tests/examples tests/process/test_tensor_routes.py tests/e2e/test_models_without_code.py
 
 # The command line and the examples as a user runs them, with real weights.
 e2e: $(STAMP)

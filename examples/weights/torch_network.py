@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def write(network: Network, arrays: dict[str, np.ndarray], prefix: Path) -> tupl
     module = TorchNetwork(network, arrays).eval()
     example = torch.zeros(2, 3, network.size, network.size)
     script, program = Path(f"{prefix}.pt"), Path(f"{prefix}.pt2")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated; many files are of it
         torch.jit.trace(module, example).save(str(script))
         batch = {"data": {0: torch.export.Dim("N")}}
         torch.export.save(torch.export.export(module, (example,), dynamic_shapes=batch), program)
@@ -82,6 +84,7 @@ def write(network: Network, arrays: dict[str, np.ndarray], prefix: Path) -> tupl
 
 def classify(path: Path, data: np.ndarray) -> np.ndarray:
     """Run a file of either kind on `data` [N, 3, size, size]; return the probabilities [N, 1000]."""
-    net = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        net = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(str(path))
         return np.asarray(net(torch.tensor(data)))
