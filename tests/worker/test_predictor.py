@@ -223,8 +223,9 @@ class Mixing:
         lambda x: np.argwhere(x > 0).astype(np.float32),  # as many rows as there are positive numbers
         lambda x: (x @ x.T)[:, :2],  # every row with every other
         lambda x: x[:, :2] - x[:, :2].mean(0),  # against the mean of all
+        lambda x: x[:, : 1 + int(x[0, 2] > 0.5)],  # as wide as the first row says
     ],
-    ids=["found places", "product", "centred"],
+    ids=["found places", "product", "centred", "ragged"],
 )
 def test_requests_are_not_joined_where_a_row_alone_has_another_answer(
     run: Callable[[np.ndarray], np.ndarray],
