@@ -64,9 +64,7 @@ class Predictor:
             OutOfMemory: of the host or the device.
         """
         self.check(inputs, outputs)
-        # Not ascontiguousarray, which turns a scalar into a row.
-        ready = {name: np.asarray(array, order="C") for name, array in inputs.items()}
-        return self._backend.infer(ready, list(outputs or self._outputs))
+        return self._infer(inputs, outputs)
 
     def infer_each(
         self, requests: Sequence[Mapping[str, Array]], outputs: Sequence[str] | None = None
@@ -169,14 +167,19 @@ class Predictor:
             return index  # runs alone
         return tuple((name, inputs[name].shape[1:], datatype(inputs[name])) for name in self._inputs)
 
+    def _infer(self, checked: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        # Not ascontiguousarray, which turns a scalar into a row.
+        ready = {name: np.asarray(array, order="C") for name, array in checked.items()}
+        return self._backend.infer(ready, list(outputs or self._outputs))
+
     def _run(
         self, requests: list[Mapping[str, Array]], outputs: Sequence[str] | None
     ) -> list[dict[str, Array]]:
         if len(requests) == 1:
-            return [self.infer(requests[0], outputs)]
+            return [self._infer(requests[0], outputs)]
         counts = [len(next(iter(inputs.values()))) for inputs in requests]
         joined = {name: np.concatenate([inputs[name] for inputs in requests]) for name in self._inputs}
-        found = self.infer(joined, outputs)
+        found = self._infer(joined, outputs)
         for name, array in found.items():
             if not array.ndim or len(array) != sum(counts):
                 raise HandlerError(
