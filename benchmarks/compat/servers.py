@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,42 +15,31 @@ from pathlib import Path
 
 import psutil
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from environments import CannotCompareError, free_ports, install, java_version
+
+__all__ = [
+    "PEER",
+    "CannotCompareError",
+    "NotStartedError",
+    "Server",
+    "free_ports",
+    "install_peer",
+    "java_version",
+]
+
 PEER = "multi-model-server"
 PEER_VERSION = "1.1.11"
 
-_JAVA = 17
-_INSTALL_S = 300.0
 _START_S = 90.0
 _END_S = 10.0
 _STEP_S = 0.1
-_HIGHEST_PORT = 32_766  # that MMS takes
-_LOWEST_PORT = 20_000
 _PROBE_S = 5.0
-
-
-class CannotCompareError(Exception):
-    """Something that the comparison needs is not on this machine; the message says what."""
 
 
 class NotStartedError(Exception):
     """A server did not come up; the message has its last words."""
-
-
-def java_version() -> str:
-    """Return the first line of `java -version`.
-
-    Raises:
-        CannotCompareError: there is none, or it is too old.
-    """
-    try:
-        told = subprocess.run(["java", "-version"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise CannotCompareError(f"{PEER} needs Java {_JAVA}, and `java -version` does not run") from error
-    line = told.stderr.splitlines()[0]
-    found = re.search(r'"(\d+)', line)
-    if not found or int(found[1]) < _JAVA:
-        raise CannotCompareError(f"{PEER} needs Java {_JAVA}; here is {line}")
-    return line
 
 
 def install_peer() -> Path:
@@ -62,42 +48,7 @@ def install_peer() -> Path:
     Raises:
         CannotCompareError: pip cannot install it.
     """
-    folder = _cache() / "peers" / f"{PEER}-{PEER_VERSION}-py{sys.version_info[0]}.{sys.version_info[1]}"
-    done = folder / ".installed"
-    if not done.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _run([sys.executable, "-m", "venv", str(folder)])
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
-        _run([*pip, "--quiet", f"{PEER}=={PEER_VERSION}"])
-        done.touch()
-    return folder / "bin"
-
-
-def _cache() -> Path:
-    if chosen := os.environ.get("MMS_LITE_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base, "mms-lite") if base else Path.home() / ".cache" / "mms-lite"
-
-
-def _run(command: Sequence[str]) -> None:
-    try:
-        subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        told = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1:]
-        raise CannotCompareError(f"{PEER}=={PEER_VERSION} cannot be installed: {' '.join(told)}") from error
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now, low enough for MMS."""
-    found: list[int] = []
-    for port in range(_LOWEST_PORT + os.getpid() % 5_000, _HIGHEST_PORT):
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise CannotCompareError(f"no {count} free ports below {_HIGHEST_PORT}")
+    return install(PEER, PEER_VERSION)
 
 
 @dataclass(slots=True)
