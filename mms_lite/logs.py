@@ -13,7 +13,11 @@ import re
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -30,13 +34,15 @@ METRICS = "mms_lite.metrics"
 _OWN_FILES = {ACCESS: "access_log.log", MODEL_METRICS: "model_metrics.log", METRICS: "mms_metrics.log"}
 _MAIN_FILE = "mms_log.log"
 _EMPTY_FILE = "model_log.log"  # MMS makes it and writes nothing to it; what follows it must find it
-_WAITING_RECORDS = 20_000  # per writer; what comes on top is dropped and counted
+_WAITING_RECORDS = 50_000  # per writer, about 250 bytes each; what comes on top is dropped and counted
+_TOGETHER = 1000  # lines made and written at once: well below a millisecond without a turn for the others
 _CLOSE_S = 3.0
-_GATHER_S = 0.05
-_MILLISECONDS = [f"{ms:03d}" for ms in range(1000)]
+_GATHER_S = 0.1
 _LEVEL_NAMES = {"WARNING": "WARN", "CRITICAL": "FATAL"}  # as log4j spells them
-_REQUESTS = {"2": "Requests2XX", "4": "Requests4XX"}  # by a status's first digit; any other is 5XX in MMS
+_REQUESTS = {2: "Requests2XX", 4: "Requests4XX"}  # by a status's first digit; any other is 5XX in MMS
 _UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # a tab may stay
+
+Access = tuple[int, int, str]  # milliseconds of the epoch, status, line
 
 
 def access_line(remote: str, method: str, raw_path: str, version: str, status: int, ms: int) -> str:
@@ -45,7 +51,12 @@ def access_line(remote: str, method: str, raw_path: str, version: str, status: i
     `remote` is `host:port`, or "" for the client of a Unix socket.
     """
     path = raw_path.replace('"', "%22")  # a quote in the path would end the field
-    return f'/{remote or "0.0.0.0"} "{method} {path} {version}" {status} {ms}'
+    return _escape(f'/{remote or "0.0.0.0"} "{method} {path} {version}" {status} {ms}')
+
+
+def log_access(remote: str, method: str, raw_path: str, version: str, status: int, ms: int) -> None:
+    """Write a line of the access log through its logger, for servers without a `LogRouter`."""
+    logging.getLogger(ACCESS).info("%s", access_line(remote, method, raw_path, version, status, ms))
 
 
 def configure(
@@ -71,14 +82,14 @@ def configure(
     return router
 
 
-def _open_files(log_dir: Path, metrics_dir: Path) -> list[logging.Handler]:
+def _open_files(log_dir: Path, metrics_dir: Path) -> list[_LogFile]:
     files: list[_LogFile] = []
     folder = log_dir
     try:
         for name in (None, *_OWN_FILES):
             folder = metrics_dir if name in (MODEL_METRICS, METRICS) else log_dir
             folder.mkdir(parents=True, exist_ok=True)
-            kind = _MetricsFile if name == METRICS else _LogFile
+            kind = {ACCESS: _AccessFile, METRICS: _MetricsFile}.get(name or "", _LogFile)
             files.append(kind(folder / (_OWN_FILES[name] if name else _MAIN_FILE), name))
             files[-1].open()
         folder = log_dir
@@ -87,22 +98,7 @@ def _open_files(log_dir: Path, metrics_dir: Path) -> list[logging.Handler]:
         for file in files:
             file.close()
         raise ConfigError(f"log folder {folder} cannot be written: {err.strerror}") from err
-    return [*files]
-
-
-class _AccessLine:
-    """What the formatter needs of a LogRecord, for the one line that every request costs."""
-
-    __slots__ = ("created", "message")
-    name = ACCESS
-    levelno = logging.INFO
-    levelname = "INFO"
-    threadName = "http"
-    exc_text = None
-
-    def __init__(self, message: str) -> None:
-        self.message = message
-        self.created = time.time()
+    return files
 
 
 class LogRouter(logging.Handler):
@@ -126,9 +122,9 @@ class LogRouter(logging.Handler):
         logging.getLogger().addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the record; never blocks, never raises."""
+        """Leave the record to the writing threads; never blocks, never raises."""
         # The two attributes where stdlib formatters keep the same texts. Made here, because arguments may
-        # change later and a queued traceback would keep request bodies alive.
+        # change later and a waiting traceback would keep request bodies alive.
         try:
             record.message = record.getMessage()
             if record.exc_info and not record.exc_text:
@@ -138,11 +134,12 @@ class LogRouter(logging.Handler):
         for sink in self._sinks:
             sink.put(record)
 
-    def access(self, line: str) -> None:
-        """Queue a line of the access log. Cheaper than its logger, by a fifth of a small request's cost."""
-        record = _AccessLine(line)
+    def log_access(self, remote: str, method: str, raw_path: str, version: str, status: int, ms: int) -> None:
+        """Write a line of the access log, past its logger: nothing else is written for every request."""
+        line = access_line(remote, method, raw_path, version, status, ms)
+        entry = (time.time_ns() // 1_000_000, status, line)
         for sink in self._sinks:
-            sink.put(record)
+            sink.put(entry)
 
     def close(self) -> None:
         """Write what waits, for a few seconds at most, close the files, give the root logger back."""
@@ -156,23 +153,31 @@ class LogRouter(logging.Handler):
 
 
 class _Sink:
-    """A thread that writes records to its handlers; records it has no room for are dropped and counted."""
+    """A thread that writes to its outputs; what they have no room for is dropped and counted."""
 
-    def __init__(self, name: str, handlers: list[logging.Handler]) -> None:
-        self._handlers = handlers
-        self._queue: SimpleQueue[logging.LogRecord | _AccessLine | None] = SimpleQueue()
+    def __init__(self, name: str, outputs: Sequence[_LogFile | _Console]) -> None:
+        self._outputs = outputs
+        # Appended to here, cut off at the front by the thread: each of the two is one step under the GIL.
+        self._waiting: list[logging.LogRecord | Access] = []
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._dropped = 0
         self._reported = 0
         self._closed = False
         self._closing = Event()
+        self._asleep = False
+        self._wake: SimpleQueue[None] = (
+            SimpleQueue()
+        )  # no lock: a destructor may log in the middle of a put()
 
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, record: logging.LogRecord | _AccessLine) -> None:
-        if self._queue.qsize() < _WAITING_RECORDS:
-            self._queue.put(record)
+    def put(self, entry: logging.LogRecord | Access) -> None:
+        if len(self._waiting) < _WAITING_RECORDS:
+            self._waiting.append(entry)
+            if self._asleep:
+                self._asleep = False
+                self._wake.put(None)
         else:
             self._dropped += 1
 
@@ -181,36 +186,47 @@ class _Sink:
             return
         self._closed = True
         self._closing.set()
-        self._queue.put(None)
+        self._wake.put(None)
         self._thread.join(_CLOSE_S)
         if not self._thread.is_alive():  # else it hangs in a write, and closing would hang as well
-            for handler in self._handlers:
-                handler.close()
+            for output in self._outputs:
+                output.close()
 
     def _run(self) -> None:
         open_ended = True
         while open_ended:
-            record = self._queue.get()
-            # Lines are gathered for a moment: one wake-up and one flush for many of them leave the serving
+            self._asleep = True
+            if not self._waiting:  # looked at after that, as put() looks after its append: none goes unseen
+                self._wake.get()
+            self._asleep = False
+            # Lines are gathered for a moment: one wake-up and one write for many of them leave the serving
             # thread alone.
             self._closing.wait(_GATHER_S)
-            while record is not None:
-                self._write(record)
-                if self._queue.empty():
-                    break
-                record = self._queue.get()
-            open_ended = record is not None
-            if self._dropped > self._reported:
-                self._report_dropped()
-            for handler in self._handlers:
-                handler.flush()
+            open_ended = not self._closing.is_set()
+            while self._write_some():
+                pass
 
-    def _write(self, line: logging.LogRecord | _AccessLine) -> None:
-        record = cast(logging.LogRecord, line)
-        for handler in self._handlers:
-            # Not handle(): only this thread writes, and a lock held in a hanging write would block exit.
-            if record.levelno >= handler.level and handler.filter(record):
-                handler.emit(record)
+    def _write_some(self) -> bool:
+        """Write what waits, up to a limit; say whether it was reached."""
+        entries = self._waiting[:_TOGETHER]
+        del self._waiting[: len(entries)]
+        for kind, run in groupby(entries, type):
+            if kind is tuple:
+                lines = cast(list[Access], list(run))
+                for output in self._outputs:
+                    output.write_access(lines)
+            else:
+                for record in run:
+                    self._write_record(cast(logging.LogRecord, record))
+        if self._dropped > self._reported:
+            self._report_dropped()
+        for output in self._outputs:
+            output.flush()
+        return len(entries) == _TOGETHER
+
+    def _write_record(self, record: logging.LogRecord) -> None:
+        for output in self._outputs:
+            output.write_record(record)
 
     def _report_dropped(self) -> None:
         count, self._reported = self._dropped - self._reported, self._dropped
@@ -218,39 +234,18 @@ class _Sink:
             __name__, logging.WARNING, __file__, 0, "%d log lines were dropped", (count,), None
         )
         record.message = record.getMessage()
-        self._write(record)
+        self._write_record(record)
 
 
-class _LineFormatter(logging.Formatter):
-    """`TIME [LEVEL] thread logger - message`, or `TIME - message` where the file says the rest."""
+@lru_cache(maxsize=1024)
+def _stamp(ms: int) -> str:
+    """Return the local time as log4j writes it: ISO 8601 with a comma before the milliseconds."""
+    return f"{_second_stamp(ms // 1000)},{ms % 1000:03d}"
 
-    def __init__(self, *, bare: bool = False) -> None:
-        super().__init__()
-        self._bare = bare
-        self._second = -1
-        self._stamp = ""  # of that second
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Return the local time as log4j writes it: ISO 8601 with a comma before the milliseconds."""
-        second = int(record.created)
-        if second != self._second:
-            self._second = second
-            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S,", time.localtime(second))
-        return self._stamp + _MILLISECONDS[int(record.created % 1 * 1000)]
-
-    def format(self, record: logging.LogRecord) -> str:
-        head = self.formatTime(record)
-        if not self._bare:
-            level = _LEVEL_NAMES.get(record.levelname, record.levelname)
-            thread = getattr(record, "thread_name", None) or record.threadName
-            head += f" [{level:<5}] {_escape(str(thread))} {record.name}"
-        if lines := getattr(record, "lines", None):  # several lines of one moment in one record
-            return "\n".join([f"{head} - {_escape(line)}" for line in lines])
-        line = f"{head} - {_escape(record.message)}"
-        if not record.exc_text:
-            return line
-        # Indented, a traceback's lines cannot pass for records, whatever an exception's text holds.
-        return "\n    ".join([line, *map(_escape, record.exc_text.splitlines())])
+@lru_cache(maxsize=2)
+def _second_stamp(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(second))
 
 
 def _escape(text: str) -> str:
@@ -259,38 +254,25 @@ def _escape(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-class _RequestsFormatter(_LineFormatter):
-    """What mms_metrics.log has of each line of the access log: MMS's count of one answer."""
-
-    def __init__(self) -> None:
-        super().__init__(bare=True)
-        self._hostname = socket.gethostname()
-        self._counted_second = -1
-        self._counts: dict[str, str] = {}  # of that second, by a status's first digit
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name != ACCESS:
-            return super().format(record)
-        words = record.message.rsplit(" ", 2)  # ..., status, milliseconds
-        if len(words) < 3 or not words[1].isdigit():
-            return ""
-        second = int(record.created)
-        if second != self._counted_second:
-            self._counted_second, self._counts = second, {}
-        digit = words[1][0]
-        if digit not in self._counts:
-            name = _REQUESTS.get(digit, "Requests5XX")
-            stamp = f"#hostname:{self._hostname},timestamp:{second}"
-            self._counts[digit] = f"{name}.Count:1|#Level:Host|{stamp}"
-        return f"{self.formatTime(record)} - {self._counts[digit]}"
+def _record_text(record: logging.LogRecord, *, bare: bool = False) -> str:
+    """Return `TIME [LEVEL] thread logger - message`, or `TIME - message` where the file says the rest."""
+    head = _stamp(int(record.created * 1000))
+    if not bare:
+        level = _LEVEL_NAMES.get(record.levelname, record.levelname)
+        thread = getattr(record, "thread_name", None) or record.threadName
+        head += f" [{level:<5}] {_escape(str(thread))} {record.name}"
+    lines = getattr(record, "lines", None) or [record.message]  # many of one moment may be one record
+    if not "".join(lines).isprintable():
+        lines = [_escape(line) for line in lines]
+    # Indented, a traceback's lines cannot pass for records, whatever an exception's text holds.
+    traceback = [f"    {_escape(line)}\n" for line in (record.exc_text or "").splitlines()]
+    return "".join([f"{head} - ", f"\n{head} - ".join(lines), "\n", *traceback])
 
 
-class _LogFile(logging.Handler):
+class _LogFile:
     """The file of one logger, or of all that have none of their own; survives a full disk."""
 
     def __init__(self, path: Path, logger: str | None) -> None:
-        super().__init__()
-        self.setFormatter(_LineFormatter(bare=logger is not None))
         self._file = RotatingFile(path)
         self._logger = logger
         self._complained = False
@@ -303,59 +285,91 @@ class _LogFile(logging.Handler):
         """
         self._file.open()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            if line := self.format(record):
-                self._file.write(f"{line}\n".encode(), record.created)
-        except Exception:
-            self.handleError(record)
+    def write_record(self, record: logging.LogRecord) -> None:
+        if record.name == self._logger if self._logger else record.name not in _OWN_FILES:
+            with self._complaining():
+                text = _record_text(record, bare=self._logger is not None)
+                self._file.write(text.encode(), record.created)
+
+    def write_access(self, lines: Sequence[Access]) -> None:
+        """Write nothing: two files have something to say about a request."""
 
     def flush(self) -> None:
-        try:
+        with self._complaining():
             self._file.flush()
-        except (OSError, ValueError):
-            self.handleError(logging.makeLogRecord({}))
 
     def close(self) -> None:
         self._file.close()
-        super().close()
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.name == self._logger if self._logger else record.name not in _OWN_FILES
+    def _write_lines(self, texts: list[str], lines: Sequence[Access]) -> None:
+        """Write the texts that the lines have become."""
+        data, last_s = "".join(texts).encode(), lines[-1][0] / 1000
+        if self._file.has_room(len(data), last_s):
+            with self._complaining():
+                self._file.write(data, last_s)
+            return
+        for text, (ms, _, _) in zip(texts, lines, strict=True):  # a new file begins with one of them
+            with self._complaining():
+                self._file.write(text.encode(), ms / 1000)
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self._complained:
-            self._complained = True
-            with suppress(OSError, ValueError, AttributeError):
-                sys.stderr.write(f"cannot write {self._file.path}: {sys.exc_info()[1]}\n")
+    @contextmanager
+    def _complaining(self) -> Iterator[None]:
+        """Tell once that something cannot be written, and go on."""
+        try:
+            yield
+        except Exception as error:
+            if not self._complained:
+                self._complained = True
+                with suppress(OSError, ValueError, AttributeError):
+                    sys.stderr.write(f"cannot write {self._file.path}: {error}\n")
+
+
+class _AccessFile(_LogFile):
+    def write_access(self, lines: Sequence[Access]) -> None:
+        self._write_lines([f"{_stamp(ms)} - {line}\n" for ms, _, line in lines], lines)
 
 
 class _MetricsFile(_LogFile):
-    """mms_metrics.log: its logger's lines, and one for each line of the access log.
+    """mms_metrics.log: its logger's lines, and MMS's count of one answer for each line of the access log.
 
-    Made here, on the writing thread, they cost a request nothing, and no line is dropped without the other.
+    Made here, on the writing thread, no line is dropped without the other.
     """
 
     def __init__(self, path: Path, logger: str | None) -> None:
         super().__init__(path, logger)
-        self.setFormatter(_RequestsFormatter())
+        self._hostname = socket.gethostname()
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.name in (METRICS, ACCESS)
+    def write_access(self, lines: Sequence[Access]) -> None:
+        texts: list[str] = []
+        for (ms, status), same in groupby(lines, itemgetter(0, 1)):
+            name = _REQUESTS.get(status // 100, "Requests5XX")
+            where = f"#Level:Host|#hostname:{self._hostname},timestamp:{ms // 1000}"
+            texts += [f"{_stamp(ms)} - {name}.Count:1|{where}\n"] * len(list(same))
+        self._write_lines(texts, lines)
 
 
-class _Console(logging.Handler):
+class _Console:
     """Standard output, past Python's buffer: its lock, held in a hanging write, would abort the exit."""
 
     def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.setFormatter(_LineFormatter())
+        self._texts: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        data = (self.format(record) + "\n").encode()
+    def write_record(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.INFO:
+            self._texts.append(_record_text(record))
+
+    def write_access(self, lines: Sequence[Access]) -> None:
+        self._texts += [f"{_stamp(ms)} [INFO ] http {ACCESS} - {line}\n" for ms, _, line in lines]
+
+    def flush(self) -> None:
+        data = "".join(self._texts).encode()
+        self._texts.clear()
         with suppress(OSError):  # nobody reads any more
             while data:
                 data = data[os.write(1, data) :]
+
+    def close(self) -> None:
+        """Leave standard output open: it is not ours."""
 
 
 _LOG4J_LEVELS = {

@@ -21,6 +21,7 @@ from typing import BinaryIO
 MAX_BYTES = 100 << 20
 OLD_FILES = 5
 _CHUNK_BYTES = 256 << 10
+_BUFFER_BYTES = 1 << 20  # what is written at once is less, so that a full disk takes none or all of a line
 _GZIP_LEVEL = 6  # that of gzip itself; Python's default takes three times as long for 1 % less
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -35,6 +36,7 @@ class RotatingFile:
         self._max_bytes = max_bytes
         self._file: BinaryIO | None = None
         self._rotates = False
+        self._flushed = True
         self._bytes = 0
         self._full_bytes = max_bytes
         self._day = ""
@@ -53,8 +55,15 @@ class RotatingFile:
         if any(plain.exists() for plain in self._old()):
             self._tidy_on_thread()
 
-    def write(self, line: bytes, at_s: float) -> None:
+    def has_room(self, size_bytes: int, at_s: float) -> bool:
+        """Say whether this file would take as much more, until the moment `at_s`, line by line as at once."""
+        room_bytes = min(self._full_bytes - self._bytes, _BUFFER_BYTES)
+        return size_bytes <= room_bytes and at_s < self._day_ends_s
+
+    def write(self, data: bytes, at_s: float) -> None:
         """Append a line of the moment `at_s` (seconds of the epoch), to a new file if it is time for one.
+
+        Many lines, the last of that moment, stay together: ask has_room() first.
 
         Raises:
             OSError: the disk is full, or the folder does not let us.
@@ -62,12 +71,15 @@ class RotatingFile:
         try:
             if self._file is None:  # it could not be opened when it was last tried
                 self._open()
-            if self._bytes >= self._full_bytes or at_s >= self._day_ends_s:
+            # Another server, or logrotate, may have made it an old one since the last line.
+            gone = self._flushed and self._rotates and self._is_gone()
+            if gone or self._bytes >= self._full_bytes or at_s >= self._day_ends_s:
                 self._rotate(at_s)
         finally:
             if self._file is not None:
-                self._bytes += len(line)
-                self._file.write(line)
+                self._bytes += len(data)
+                self._flushed = False
+                self._file.write(data)
 
     def flush(self) -> None:
         """Hand over to the system what was written.
@@ -75,11 +87,9 @@ class RotatingFile:
         Raises:
             OSError: the disk is full.
         """
-        if self._file is not None:
+        if self._file is not None and not self._flushed:
             self._file.flush()
-            if self._rotates and self._is_gone():  # another server, or logrotate, has made it an old one
-                self.close()
-                self._open()
+            self._flushed = True
 
     def _is_gone(self) -> bool:
         try:
@@ -97,7 +107,7 @@ class RotatingFile:
             self._file = None
 
     def _open(self) -> os.stat_result:
-        self._file = self.path.open("ab")
+        self._file = self.path.open("ab", _BUFFER_BYTES)
         status = os.fstat(self._file.fileno())
         self._bytes = status.st_size
         self._rotates = stat.S_ISREG(status.st_mode)  # not a link to /dev/stdout
