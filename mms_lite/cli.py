@@ -24,7 +24,7 @@ import click
 import psutil
 
 import mms_lite
-from mms_lite import config_report
+from mms_lite import config_report, machine
 from mms_lite.arguments import Command
 from mms_lite.config import OPTIONS, PRESETS, SWITCH, Config, LoadedConfig, find_config_file
 from mms_lite.errors import ConfigError
@@ -105,7 +105,7 @@ def command(**values: Any) -> None:
         log_config = values.pop("log_config")
         loaded = _load_config(values.pop("mms_config"), log_config, values)
         if print_config:
-            _say(config_report.table(loaded))
+            _say(_report(loaded))
         elif foreground:
             sys.exit(_serve(loaded, log_config, instance, report_fd))
         else:
@@ -114,6 +114,17 @@ def command(**values: Any) -> None:
         _fail(f"Invalid configuration: {error.message}", EXIT_CONFIGURATION)
     except _Exit as end:
         _fail(str(end), end.code)
+
+
+def _report(loaded: LoadedConfig) -> str:
+    """Return what --print-config shows: every option, and how workers share this machine."""
+    from mms_lite.engine.launcher import worker_environ
+
+    config = loaded.config
+    environ = worker_environ(os.environ, config.blacklist_env_vars)
+    gpus = machine.gpu_count(config.number_of_gpu)
+    shares = config_report.shares(config, environ, machine.cpus(), gpus=gpus)
+    return f"{config_report.table(loaded)}\n\n{shares}"
 
 
 def main() -> None:
@@ -235,7 +246,7 @@ def _serve(loaded: LoadedConfig, log_config: str | None, instance: Instance, rep
         )
         for text in filter(None, (*loaded.notes, note)):
             logging.getLogger("mms_lite").warning("%s", text)
-        return server.serve(loaded, report=report, access=router.access, instance=instance)
+        return server.serve(loaded, report=report, access=router.log_access, instance=instance)
     except ConfigError as error:
         report({"event": "failed", "message": f"Invalid configuration: {error.message}"})
         return EXIT_CONFIGURATION

@@ -22,9 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mms_lite import memory
 from mms_lite.address import Address
 from mms_lite.config import LoadedConfig
-from mms_lite.config_report import banner
+from mms_lite.config_report import banner, workers_per_model
 from mms_lite.engine.engine import Engine
 from mms_lite.engine.launcher import Guard, ProcessLauncher, worker_environ
 from mms_lite.engine.repository.allow_list import AllowList
@@ -33,7 +34,7 @@ from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_mode
 from mms_lite.errors import ConfigError, ModelNotFound, ServingError
 from mms_lite.frontends import mms
 from mms_lite.frontends.auth import TOKEN_FILE, Authoriser, is_local, read_token
-from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.listener import Access, HttpListener
 from mms_lite.frontends.message import Cors, HttpProtocol, Limits
 from mms_lite.frontends.prometheus import Prometheus
 from mms_lite.host_metrics import HostMetrics
@@ -69,7 +70,7 @@ class _Endpoint:
 class Server:
     """One configured server. `run` serves until a signal or `stop`, and returns the exit code."""
 
-    def __init__(self, loaded: LoadedConfig, *, report: Report, access: Callable[[str], None]) -> None:
+    def __init__(self, loaded: LoadedConfig, *, report: Report, access: Access) -> None:
         self._loaded = loaded
         self._config = loaded.config
         self._host_metrics = HostMetrics(loaded.config.metric_time_interval_s)
@@ -149,7 +150,7 @@ class Server:
         config = self._config
         cores, gpus = cpu_count(), gpu_count(config.number_of_gpu)
         defaults = Defaults(
-            workers=config.default_workers_per_model or (1 if config.debug else gpus or cores),
+            workers=workers_per_model(config, cpus=cores, gpus=gpus),
             queue_size=config.job_queue_size,
             response_timeout_s=_NO_LIMIT_S if config.debug else config.response_timeout_s,
             load_timeout_s=_NO_LIMIT_S if config.debug else config.load_timeout_s,
@@ -375,12 +376,13 @@ def _let_models_run() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def serve(loaded: LoadedConfig, *, report: Report, access: Callable[[str], None], instance: Instance) -> int:
+def serve(loaded: LoadedConfig, *, report: Report, access: Access, instance: Instance) -> int:
     """Run a server on an event loop of its own (uvloop where installed) and return the exit code.
 
     Raises:
         ConfigError: as `Server.run`.
     """
+    memory.keep_freed()
     try:
         import uvloop
     except ImportError:

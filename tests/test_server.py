@@ -20,6 +20,7 @@ from mms_lite.address import Address
 from mms_lite.config import OPTIONS, Config, LoadedConfig
 from mms_lite.errors import ConfigError
 from mms_lite.instance import Instance
+from mms_lite.logs import access_line
 from mms_lite.server import Server
 from mms_lite.types import LoadOptions
 
@@ -63,7 +64,11 @@ class Running:
         config = Config(**{**self.settings, **settings})
         origins = {name: "command line" if name in settings else "default" for name in self.options}
         loaded = LoadedConfig(config, origins, ())
-        self.server = Server(loaded, report=self.events.append, access=self.accesses.append)
+        self.server = Server(
+            loaded,
+            report=self.events.append,
+            access=lambda *fields: self.accesses.append(access_line(*fields)),
+        )
         assert self.instance.claim()
         self.task = asyncio.create_task(self.server.run(self.instance))
         return self.task
@@ -550,6 +555,6 @@ async def test_a_model_gets_a_worker_for_each_gpu_else_for_each_cpu(
     monkeypatch.setattr("mms_lite.server.cpu_count", lambda: cpus)
     monkeypatch.setattr("mms_lite.server.gpu_count", lambda limit: gpus)
     loaded = Config.load(file, {"model_store": store}, {})
-    models, _ = Server(loaded, report=lambda _: None, access=lambda _: None)._build(tmp_path)
+    models, _ = Server(loaded, report=lambda _: None, access=lambda *_: None)._build(tmp_path)
     spec = models.read(LoadOptions(url="m", name="m", handler="service:handle"))
     assert (spec.min_workers, len(spec.devices)) == (workers, gpus)

@@ -6,9 +6,11 @@ Apart from the adapters so that a protocol knows no server library, and each rul
 from __future__ import annotations
 
 import logging
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -18,7 +20,10 @@ from mms_lite.errors import ServingError
 Buffer = bytes | bytearray | memoryview
 
 JOIN_BYTES = 64 * 1024  # up to here head and body are copied into one write
-_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+CLIENT_LEFT = 499  # nginx's number, in the access log only
+_STATUS_LINES = {int(status): f"HTTP/1.1 {status} {status.phrase}\r\n" for status in HTTPStatus}
+_ID_BITS = (1 << 128) - 1 ^ 0xF << 76 ^ 3 << 62  # of a UUID: all but its version and variant
+_RANDOM = 4 << 76 | 2 << 62  # that it is version 4 of RFC 4122
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_A_NAME = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
 # Ours, whatever a handler sets: the framing of the message, and what MMS puts on every response.
@@ -41,6 +46,7 @@ _COMMON_HEADERS = (
     "Cache-Control: no-cache; no-store, must-revalidate, private\r\n"
     "Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
 )
+_KEEP_ALIVE, _CLOSE = "Connection: keep-alive\r\n\r\n", "Connection: close\r\n\r\n"
 
 _log = logging.getLogger("mms_lite.http")
 
@@ -156,21 +162,29 @@ def response_head(
 
     What would break the message's framing is taken out of names, values and reason.
     """
-    lines = []
+    lines = ""
     for name, value in response.headers:
-        if name.lower() in _OWN_HEADERS:
-            continue
-        if not name or _NOT_A_NAME.search(name):
+        allowed = _allows(name)
+        if allowed:
+            lines += f"{name}: {value if value.isprintable() else _CONTROL.sub(' ', value)}\r\n"
+        elif allowed is None:
             _log.warning("request %s: the response header %r has no valid name, left out", request_id, name)
-            continue
-        lines.append(f"{name}: {_CONTROL.sub(' ', value)}\r\n")
-    reason = _CONTROL.sub(" ", response.reason) or _PHRASES.get(response.status, "")
-    allowed = "" if cors is None else cors.head(response)
+    status = None if response.reason else _STATUS_LINES.get(response.status)
+    if status is None:
+        status = f"HTTP/1.1 {response.status} {_CONTROL.sub(' ', response.reason)}\r\n"
     length = "" if size is None else f"Content-Length: {size}\r\n"
     return (
-        f"HTTP/1.1 {response.status} {reason}\r\n{''.join(lines)}x-request-id: {request_id}\r\n"
-        f"{allowed}{_COMMON_HEADERS}{length}Connection: {'keep-alive' if keep_alive else 'close'}\r\n\r\n"
+        f"{status}{lines}x-request-id: {request_id}\r\n{'' if cors is None else cors.head(response)}"
+        f"{_COMMON_HEADERS}{length}{_KEEP_ALIVE if keep_alive else _CLOSE}"
     ).encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=256)
+def _allows(name: str) -> bool | None:
+    """Tell whether a response may bring this header; None says that it is no name."""
+    if name.lower() in _OWN_HEADERS:
+        return False
+    return None if not name or _NOT_A_NAME.search(name) else True
 
 
 def encode_response(
@@ -197,3 +211,16 @@ def split_target(target: str) -> tuple[str, list[tuple[str, str]]]:
     if "%" in path:
         path = unquote(path)
     return path, parse_qsl(query, keep_blank_values=True) if query else []
+
+
+def client_name(peer: object) -> str:
+    """Return host:port of a socket's peer name; empty for the client of a Unix socket."""
+    if not isinstance(peer, tuple):
+        return ""
+    return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+
+
+def random_id() -> str:
+    """Return a random UUID. It names a request and guards nothing: no system call for it."""
+    digits = f"{random.getrandbits(128) & _ID_BITS | _RANDOM:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

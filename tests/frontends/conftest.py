@@ -11,7 +11,7 @@ import uvloop
 from raw_http import Answer, Client
 
 from mms_lite.frontends import mms
-from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits, split_target
 
 LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
@@ -21,7 +21,7 @@ LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Any:
     """Run the tests over sockets on both loops: the server's is uvloop, and they close connections unlike."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith("test_http_"):
+    if item.path.name.startswith(("test_http_", "test_hot_conn")):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 
@@ -76,7 +76,13 @@ def management(inline: Any) -> Call:
 
 
 @pytest.fixture
-async def listen() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
+def hot() -> bool:
+    """Whether listeners let messages of plain form take the fast way in; tests of both ways replace it."""
+    return True
+
+
+@pytest.fixture
+async def listen(hot: bool) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
     """Serve a protocol on a free port: `await listen(protocol, idle_s=0.1)`; `.listener` is the last one."""
     listeners: list[HttpListener] = []
 
@@ -93,7 +99,7 @@ async def listen() -> AsyncIterator[Callable[..., Awaitable[Any]]]:
             cors: Cors | None = None,
             **limits: Any,
         ) -> int:
-            listener = HttpListener(protocol, Limits(**limits), cors=cors)
+            listener = HttpListener(protocol, Limits(**limits), cors=cors, hot=hot)
             listeners.append(listener)
             return await listener.start("127.0.0.1", 0, tls=tls)
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import re
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,3 +88,70 @@ class Stub:
     def spell(self, error: Any, path: str) -> HttpResponse:
         headers: Sequence[tuple[str, str]] = [("Content-Type", "text/plain"), ("x-code", error.code)]
         return HttpResponse(error.http, headers, [error.message.encode()])
+
+
+class Wire(asyncio.Transport):
+    """A connection without a socket: what a server does with bytes depends on nothing but the bytes.
+
+    A server's connection reads what `send` is given, in the pieces it is given; `sent` is what it answers.
+    """
+
+    def __init__(self, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__({"peername": ("127.0.0.1", 50000), "socket": socket.socket()})
+        self._protocol: Any = protocol
+        self._closing = False
+        self.reading = True
+        self.sent = b""
+        protocol.connection_made(self)
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            if self._closing:
+                break
+            if isinstance(self._protocol, asyncio.BufferedProtocol):
+                memoryview(self._protocol.get_buffer(-1))[: len(piece)] = piece
+                self._protocol.buffer_updated(len(piece))
+            else:
+                self._protocol.data_received(piece)
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Let everything run that waits for nothing but its turn."""
+        for _ in range(15):
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self.get_extra_info("socket").close()
+            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
+
+    abort = close
+
+    def answers(self) -> list[bytes]:
+        """Return what was answered, request by request, without what is random in it."""
+        return re.split(rb"(?=HTTP/1\.1 )", re.sub(rb"x-request-id: [0-9a-f-]{36}", b"", self.sent))[1:]
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def write_eof(self) -> None:
+        pass
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol

@@ -7,10 +7,15 @@ import pytest
 from raw_http import Stub, request
 
 from mms_lite.frontends import mms
-from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import Cors, HttpResponse, Limits, encode_response
 
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=[True, False], ids=["hot", "any"])
+def hot(request):
+    return request.param
 
 
 async def test_keep_alive_and_common_headers(listen, connect):
@@ -204,7 +209,7 @@ async def test_a_client_that_does_not_read_is_cut_off(listen, connect, wait_unti
     client = await connect(await listen(stub, idle_s=0.05))
     client.writer.transport.pause_reading()
     await client.send(request("GET", "/a"))
-    await wait_until(lambda: stub.asked and not listen.listener._active, "the answer to be given up")
+    await wait_until(lambda: stub.asked and not listen.listener.active, "the answer to be given up")
 
 
 async def test_pipelined_requests_are_answered_in_order(listen, connect):
@@ -228,17 +233,17 @@ async def test_a_client_that_leaves_cancels_its_request(listen, connect, wait_un
     await wait_until(lambda: stub.asked)
     client.leave()
     await wait_until(lambda: stub.cancelled == 1)
-    assert listen.listener._active == listen.listener._held_bytes == 0
+    assert listen.listener.active == listen.listener.held_bytes == 0
 
 
 async def test_a_client_that_leaves_while_it_sends_is_forgotten(listen, connect, wait_until, caplog):
     stub = Stub()
     client = await connect(await listen(stub))
     await client.send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 10\r\n\r\nabc")
-    await wait_until(lambda: listen.listener._held_bytes == 3)
+    await wait_until(lambda: listen.listener.held_bytes == 3)
     client.leave()
-    await wait_until(lambda: listen.listener._active == 0)
-    assert listen.listener._held_bytes == 0
+    await wait_until(lambda: listen.listener.active == 0)
+    assert listen.listener.held_bytes == 0
     assert not stub.asked and not caplog.records
 
 
@@ -269,13 +274,13 @@ async def test_all_bodies_together_are_bounded(listen, connect, wait_until):
     port = await listen(Stub(answer), max_bytes_in_flight=1500)
     first, second = await connect(port), await connect(port)
     await first.send(request("POST", "/a", bytes(1000)))
-    await wait_until(lambda: listen.listener._held_bytes == 1000)
+    await wait_until(lambda: listen.listener.held_bytes == 1000)
     refused = await second.ask("POST", "/a", bytes(501))
     assert (refused.status, refused.headers["x-code"]) == (503, "overloaded")
     leave.set()
     assert (await first.response()).status == 200
     assert (await second.ask("POST", "/a", bytes(501))).status == 200
-    assert listen.listener._held_bytes == 0
+    assert listen.listener.held_bytes == 0
 
 
 async def test_a_defect_is_logged_once_and_answered_without_details(listen, connect, caplog):
@@ -308,7 +313,7 @@ async def test_stop_finishes_what_is_open_and_closes_what_is_idle(listen, connec
     idle, busy, sending = await connect(port), await connect(port), await connect(port)
     await busy.send(request("POST", "/a", b"busy"))
     await sending.send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 4\r\n\r\nse")
-    await wait_until(lambda: listen.listener._active == 2)
+    await wait_until(lambda: listen.listener.active == 2)
     stopping = asyncio.create_task(listen.listener.stop(10))
     assert await idle.at_end()
     with pytest.raises(ConnectionError):
