@@ -1,4 +1,4 @@
-"""What a configuration looks like in print: the table of `--print-config` and the banner of the log.
+"""What a configuration looks like in print: the tables of `--print-config` and the banner of the log.
 
 No other place turns settings into text for people, so here alone secrets are masked.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mms_lite
-from mms_lite.config import OPTIONS, SECRET, LoadedConfig
+from mms_lite.config import OPTIONS, SECRET, Config, LoadedConfig
+from mms_lite.machine import Cpus, threads_per_worker
 
+_THREADS = "OMP_NUM_THREADS"
 _UNSET = "N/A"  # as in MMS
 
 
@@ -23,9 +26,42 @@ def table(loaded: LoadedConfig) -> str:
         masked = option.kind is SECRET and origin != "default"
         value = "****" if masked else _text(getattr(loaded.config, option.name))
         rows.append((option.key, value, origin))
+    return "\n".join([*_aligned(rows), *(f"Note: {note}" for note in loaded.notes)])
+
+
+def shares(config: Config, environ: Mapping[str, str], cpus: Cpus, *, gpus: int) -> str:
+    """Return what the machine gives and how a model's workers share it: a line each, with its origin.
+
+    `environ` is what workers get of the server's environment.
+    """
+    count = workers_per_model(config, cpus=cpus.count, gpus=gpus)
+    if config.default_workers_per_model:
+        why = "default_workers_per_model"
+    elif config.debug:
+        why = "debug"
+    else:
+        why = f"one per {'GPU' if gpus else 'CPU'}"
+    threads, of_threads = str(threads_per_worker(cpus.count, count)), "CPUs / workers, at least 1"
+    if stated := environ.get(_THREADS):
+        threads, of_threads = stated, f"environment {_THREADS}"
+    quota = "no cgroup quota" if cpus.quota is None else f"cgroup quota {cpus.quota:g}"
+    rows = [
+        ("CPUs", str(cpus.count), f"affinity {cpus.affinity}, {quota}"),
+        ("GPUs", str(gpus), "nvidia-smi, number_of_gpu"),
+        ("workers per model", str(count), why),
+        ("threads per worker", threads, of_threads),
+    ]
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> list[str]:
     keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
-    lines = [f"{key:{keys}}  {value:{values}}  {origin}" for key, value, origin in rows]
-    return "\n".join([*lines, *(f"Note: {note}" for note in loaded.notes)])
+    return [f"{key:{keys}}  {value:{values}}  {origin}" for key, value, origin in rows]
+
+
+def workers_per_model(config: Config, *, cpus: int, gpus: int) -> int:
+    """Return how many workers a model gets that asks for none: as set, else one per GPU, else per CPU."""
+    return config.default_workers_per_model or (1 if config.debug else gpus or cpus)
 
 
 def banner(loaded: LoadedConfig, *, cpus: int, gpus: int, workers: int) -> list[str]:

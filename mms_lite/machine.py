@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def cpu_count(root: Path = Path("/")) -> int:
-    """Return how many CPUs this process may use: its affinity and the quota of its cgroups (v1 and v2).
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """How many CPUs this process may run on (affinity, cpusets), and the time that its cgroups leave it."""
 
-    A quota of one and a half CPUs counts as two, as in the JVM. `root` holds proc and sys.
-    """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([usable, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+    affinity: int
+    quota: float | None  # in CPUs; None without a limit
+
+    @property
+    def count(self) -> int:
+        """How many there are to compute with: of a quota of one and a half, one; more would be throttled."""
+        return self.affinity if self.quota is None else max(1, min(self.affinity, int(self.quota)))
+
+
+def cpus(root: Path = Path("/")) -> Cpus:
+    """Return what this process's affinity and cgroups (v1 and v2) leave it; `root` holds proc and sys."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Cpus(affinity, min(_cpu_quotas(root), default=None))
+
+
+def cpu_count(root: Path = Path("/")) -> int:
+    """Return how many CPUs this process may use; see `Cpus`."""
+    return cpus(root).count
+
+
+def threads_per_worker(cpus: int, workers: int) -> int:
+    """Return the share of the CPUs that each of a model's workers computes with, at least one."""
+    return max(1, cpus // max(1, workers))
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:

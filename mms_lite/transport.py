@@ -1,4 +1,4 @@
-"""How bytes cross between the server and a worker: frames over a Unix socket pair.
+"""How bytes cross between the server and a worker: frames over a Unix socket pair, and two shared counters.
 
 One sans-I/O decoder serves two ends: `AsyncConnection` for the server's event loop, `BlockingConnection`
 for the worker. A frame is a head, a table of buffer lengths, a small meta block and the buffers, each of
@@ -7,10 +7,13 @@ which arrives in a fresh bytearray of its own. End of file means that the other 
 
 from __future__ import annotations
 
+import math
+import mmap
+import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop  # workers do not load asyncio
 
 PROTOCOL_VERSION = 1
-_HEAD = struct.Struct("!BBxxIII")  # version, kind, conversation, meta bytes, number of buffers
+_HEAD = struct.Struct("!BBxxQII")  # version, kind, conversation, meta bytes, number of buffers
 _LENGTH = struct.Struct("!Q")
-_SCRATCH_BYTES = 64 * 1024
-_DIRECT_BYTES = 16 * 1024  # a buffer that still wants this much is received in place, without a copy
+_SCRATCH_BYTES = 16 * 1024  # what is read of a frame before its buffers are known, and then copied
+_DIRECT_BYTES = 8 * 1024  # a buffer that still wants this much is received in place, without a copy
 _IOV_MAX = 512  # under every system's limit for one sendmsg
 DEFAULT_MAX_FRAME_BYTES = 1 << 30
 
@@ -36,12 +39,12 @@ class FrameKind(IntEnum):
     LOAD = 1  # server -> worker: the model's spec (JSON)
     LOADED = 2  # worker -> server: ready, or why not (JSON)
     BATCH = 3  # server -> worker: requests to run together
-    STARTED = 4  # worker -> server: this batch, or one item of it alone, runs from now on
+    STARTED = 4  # worker -> server: one item of a batch that failed runs again, alone, from now on
     OUTCOME = 5  # worker -> server: an answer or error for one job; several until one is final
     CANCEL = 6  # server -> worker: do not start these jobs
     CALL = 7  # worker -> server: infer on another model
     RESULT = 8  # server -> worker: the answer to CALL
-    METRICS = 9  # worker -> server: metric lines of a batch (JSON)
+    METRICS = 9  # worker -> server: metric lines of batches
     STOP = 10  # server -> worker: leave after what you hold
 
 
@@ -55,6 +58,48 @@ class ExitCode(IntEnum):
     LOAD_FAILED = 3
     OUT_OF_MEMORY = 4
     PROTOCOL = 5
+
+
+class Marks:
+    """Two counters in memory that both sides share: facts that would else cost each batch a system call.
+
+    `begun` is the worker's: the conversation of the last batch that its model was given, 0 before the first.
+    It is right in the moment in which the process ends, however it ends. `cancels` is the server's: how many
+    CANCEL frames it has sent, so that the worker need not look for one.
+    """
+
+    __slots__ = ("_words",)
+    SIZE = mmap.PAGESIZE
+
+    def __init__(self, memory: bytearray | mmap.mmap) -> None:
+        self._words = memoryview(memory).cast("Q")
+
+    @classmethod
+    def map(cls, fd: int) -> Marks:
+        """Return the counters in this file, of `SIZE` bytes or more."""
+        return cls(mmap.mmap(fd, cls.SIZE))
+
+    def let_go(self) -> None:
+        """Keep the numbers as they are now, and give back the memory that was shared, with its descriptor."""
+        self._words = memoryview(bytearray(self._words)).cast("Q")
+
+    @property
+    def begun(self) -> int:
+        """The last batch that was begun."""
+        return self._words[0]
+
+    @begun.setter
+    def begun(self, conversation: int) -> None:
+        self._words[0] = conversation
+
+    @property
+    def cancels(self) -> int:
+        """How many CANCEL frames were sent."""
+        return self._words[1]
+
+    @cancels.setter
+    def cancels(self, count: int) -> None:
+        self._words[1] = count
 
 
 class ProtocolError(Exception):
@@ -231,14 +276,18 @@ class BlockingConnection:
         self._decoder = Decoder(max_frame_bytes)
         self._ready: deque[Frame] = deque()
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames whole.
 
         Raises:
             ConnectionClosed: the server is gone.
         """
-        pending = deque(memoryview(p).cast("B") for p in pieces)
         try:
+            sent = self._sock.sendmsg(pieces[:_IOV_MAX])
+            if sent == sum(map(len, pieces)):  # nearly always
+                return
+            pending = deque(memoryview(p).cast("B") for p in pieces)
+            _consume(pending, sent)
             while pending:
                 _consume(pending, self._sock.sendmsg(list(islice(pending, _IOV_MAX))))
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -254,6 +303,19 @@ class BlockingConnection:
         while not self._ready:
             self._read()
         return self._ready.popleft()
+
+    def recv_within(self, limit_s: float) -> Frame | None:
+        """Wait for a frame to begin to come, and return it; None if none does in time.
+
+        Raises:
+            ConnectionClosed, ProtocolError: as `recv`.
+        """
+        if not self._ready:
+            here = select.poll()  # select() refuses descriptors over a thousand
+            here.register(self._sock, select.POLLIN)
+            if not here.poll(math.ceil(max(0.0, limit_s) * 1000)):
+                return None
+        return self.recv()
 
     def poll(self) -> Frame | None:
         """Return a frame that is already here, or None, without waiting."""
@@ -304,14 +366,25 @@ class AsyncConnection:
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock.fileno(), self._readable)
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames, now as far as the socket takes them, the rest when it can.
 
         A peer that is gone is reported to `on_close`, not here.
         """
         if self.closed:
             return
+        sent = 0
+        if not self._writing:
+            try:
+                sent = self._sock.sendmsg(pieces[:_IOV_MAX])
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                return  # the peer is gone: the reader takes in what it had still sent, then reports the end
+            if sent == sum(map(len, pieces)):  # nearly always
+                return
         self._pending.extend(memoryview(p).cast("B") for p in pieces)
+        _consume(self._pending, sent)
         if not self._writing:
             self._flush()
 

@@ -8,13 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+
+    T = TypeVar("T")
+
+    @dataclass_transform(frozen_default=True)
+    def message(cls: type[T]) -> type[T]:
+        """Make a slotted dataclass that nobody changes once it is made, as mypy checks.
+
+        Python's own frozen dataclasses check at run time, and are made at a third of the speed.
+        """
+else:
+    message = dataclass(slots=True)
 
 BYTES = "BYTES"
 MMS_BATCH_DELAY_MS = 100  # where a user of MMS names none
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Tensor:
     """A named array, or one raw part of a request (datatype BYTES, a bytearray, with its content type).
 
@@ -53,7 +67,7 @@ class Signature:
     outputs: tuple[TensorSpec, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InferRequest:
     """One client's question. `deadline` is in `time.monotonic()` seconds, or None for no limit."""
 
@@ -67,7 +81,7 @@ class InferRequest:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InferResponse:
     """One answer. `status` and `reason` are what the handler chose, `headers` what it added."""
 

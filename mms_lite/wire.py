@@ -24,6 +24,8 @@ _OUTCOME = struct.Struct(
     "!QIBHIIII"
 )  # job, seq, final, status (0: error), tensors, shape, string, JSON bytes
 _IDS = struct.Struct("!Q")
+_ONE = _COUNT.pack(1)
+_RAW_PART = bytes(8)  # the shape of a single one: rank 0
 _MAX_REMAINING_MS = 2**63 - 1  # what the field holds
 
 
@@ -66,8 +68,8 @@ def _unpack_strings(block: bytes) -> list[str]:
 
 
 def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
-    if not any(tensor.shape for tensor in tensors):
-        return bytes(8 * len(tensors))  # raw parts: rank 0 each
+    if len(tensors) == 1 and not tensors[0].shape:
+        return _RAW_PART
     flat: list[int] = []
     for tensor in tensors:
         flat.append(len(tensor.shape))
@@ -79,8 +81,8 @@ def _pack_shapes(tensors: Sequence[Tensor]) -> bytes:
 
 
 def _unpack_shapes(block: bytes) -> list[tuple[int, ...]]:
-    if len(block) % 8 == 0 and not any(block):
-        return [()] * (len(block) // 8)  # raw parts
+    if block == _RAW_PART:
+        return [()]
     flat = struct.unpack(f"!{len(block) // 8}q", block)
     shapes, at = [], 0
     while at < len(flat):
@@ -100,7 +102,7 @@ def _pack_json(value: Mapping[str, Any]) -> bytes:
 
 
 def _unpack_json(block: bytes) -> dict[str, Any]:
-    value = json.loads(block) if block else {}
+    value = json.loads(block)
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
@@ -111,8 +113,11 @@ def _check(meta: bytes, end: int, counts: tuple[int, int], strings: tuple[list[s
         raise ValueError("its parts do not add up")
 
 
-def _tensor_strings(tensors: Sequence[Tensor]) -> list[str]:
-    return [s for t in tensors for s in (t.name, t.datatype, t.content_type)]
+def _add_strings(strings: list[str], tensors: Sequence[Tensor], pairs: Sequence[tuple[str, str]]) -> None:
+    for tensor in tensors:
+        strings += (tensor.name, tensor.datatype, tensor.content_type)
+    for pair in pairs:
+        strings += pair
 
 
 def _tensors(strings: list[str], shapes: list[tuple[int, ...]], buffers: Sequence[bytearray]) -> list[Tensor]:
@@ -126,29 +131,39 @@ def _pairs(flat: list[str]) -> list[tuple[str, str]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def encode_item(item: Item) -> tuple[bytes, list[Buffer]]:
+def encode_item(
+    job_id: int, remaining_ms: int | None, request: InferRequest
+) -> tuple[bytes, Sequence[Buffer]]:
     """Return one request's part of a BATCH frame's meta block, and its buffers.
 
     Raises:
         InvalidRequest: a string of the request cannot cross.
     """
-    request = item.request
+    inputs = request.inputs
+    extra = b""
+    if request.outputs is not None or request.parameters:
+        extra = _pack_json(_rare(request))
+    strings = [request.id, request.model, request.version or ""]
+    _add_strings(strings, inputs, request.headers)
+    names, shapes = _pack_strings(strings), _pack_shapes(inputs)
+    remaining = -1 if remaining_ms is None else min(max(0, remaining_ms), _MAX_REMAINING_MS)
+    head = _JOB.pack(job_id, remaining, len(inputs), len(shapes), len(names), len(extra))
+    return head + shapes + names + extra, [t.data for t in inputs]
+
+
+def _rare(request: InferRequest) -> dict[str, Any]:
     rare: dict[str, Any] = {}
     if request.outputs is not None:
         rare["outputs"] = list(request.outputs)
     if request.parameters:
         rare["parameters"] = dict(request.parameters)
-    strings = [request.id, request.model, request.version or "", *_tensor_strings(request.inputs)]
-    for pair in request.headers:
-        strings.extend(pair)
-    names, shapes, extra = _pack_strings(strings), _pack_shapes(request.inputs), _pack_json(rare)
-    remaining = -1 if item.remaining_ms is None else min(max(0, item.remaining_ms), _MAX_REMAINING_MS)
-    head = _JOB.pack(item.job_id, remaining, len(request.inputs), len(shapes), len(names), len(extra))
-    return head + shapes + names + extra, [t.data for t in request.inputs]
+    return rare
 
 
-def join_batch(parts: Sequence[tuple[bytes, list[Buffer]]]) -> tuple[bytes, list[Buffer]]:
+def join_batch(parts: Sequence[tuple[bytes, Sequence[Buffer]]]) -> tuple[bytes, Sequence[Buffer]]:
     """Join what `encode_item` made into one BATCH frame's meta block and buffers."""
+    if len(parts) == 1:
+        return _ONE + parts[0][0], parts[0][1]
     meta = _COUNT.pack(len(parts)) + b"".join([m for m, _ in parts])
     return meta, [b for _, buffers in parts for b in buffers]
 
@@ -176,7 +191,7 @@ def _decode_items(frame: Frame) -> list[Item]:
         at += shape_bytes
         strings = _unpack_strings(meta[at : at + string_bytes])
         at += string_bytes
-        rare = _unpack_json(meta[at : at + json_bytes])
+        rare = _unpack_json(meta[at : at + json_bytes]) if json_bytes else {}
         at += json_bytes
         _check(meta, at, (len(shapes), tensor_count), (strings, 3 + 3 * tensor_count))
         request = InferRequest(
@@ -195,10 +210,9 @@ def _decode_items(frame: Frame) -> list[Item]:
 
 def encode_outcome(outcome: Outcome) -> tuple[bytes, list[Buffer]]:
     """Return an OUTCOME frame's meta block and buffers."""
-    rare = dict(outcome.error.to_wire()) if outcome.error is not None else dict(outcome.parameters)
-    strings = [outcome.reason, *_tensor_strings(outcome.outputs)]
-    for pair in outcome.headers:
-        strings.extend(pair)
+    rare = outcome.error.to_wire() if outcome.error is not None else outcome.parameters
+    strings = [outcome.reason]
+    _add_strings(strings, outcome.outputs, outcome.headers)
     names, shapes, extra = _pack_strings(strings), _pack_shapes(outcome.outputs), _pack_json(rare)
     status = 0 if outcome.error is not None else outcome.status
     head = _OUTCOME.pack(
@@ -228,7 +242,7 @@ def decode_outcome(frame: Frame) -> Outcome:
         at += shape_bytes
         strings = _unpack_strings(meta[at : at + string_bytes])
         at += string_bytes
-        rare = _unpack_json(meta[at : at + json_bytes])
+        rare = _unpack_json(meta[at : at + json_bytes]) if json_bytes else {}
         _check(meta, at + json_bytes, (len(shapes), count), (strings, 1 + 3 * count))
         if status == 0:
             return Outcome(job_id, error=from_wire(rare), seq=seq, final=bool(final))
@@ -247,7 +261,7 @@ def decode_outcome(frame: Frame) -> Outcome:
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:
-    """Return the meta block of a frame whose meta is one JSON object (LOAD, LOADED, METRICS)."""
+    """Return the meta block of a frame whose meta is one JSON object (LOAD, LOADED)."""
     return json.dumps(value).encode()
 
 
@@ -264,6 +278,16 @@ def decode_json(frame: Frame) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(f"malformed {frame.kind.name} frame: not an object")
     return value
+
+
+def encode_lines(lines: Sequence[str]) -> bytes:
+    """Return the meta block of a METRICS frame; a line break in a line makes two of it."""
+    return "\n".join(lines).encode("utf-8", "backslashreplace")
+
+
+def decode_lines(frame: Frame) -> list[str]:
+    """Read the meta block of a METRICS frame."""
+    return frame.meta.decode("utf-8", "replace").split("\n")
 
 
 def encode_signature(signature: Signature) -> dict[str, Any]:

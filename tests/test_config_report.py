@@ -7,7 +7,8 @@ import pytest
 
 import mms_lite
 from mms_lite.config import OPTIONS, Config, LoadedConfig
-from mms_lite.config_report import banner, table
+from mms_lite.config_report import banner, shares, table
+from mms_lite.machine import Cpus
 
 
 def loaded(tmp_path: Path, text: str = "", **environ: str) -> LoadedConfig:
@@ -50,6 +51,48 @@ def test_notes_come_after_the_table(tmp_path: Path) -> None:
     shown = table(loaded(tmp_path, "default_response_timeout=2")).splitlines()
     assert len(shown) == len(OPTIONS) + 1
     assert shown[-1].startswith("Note: default_response_timeout counts minutes, as in MMS: 2 is 120 s")
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "cpus", "gpus", "rows"),
+    [
+        (
+            "",
+            {},
+            Cpus(4, None),
+            0,
+            [
+                "4  affinity 4, no cgroup quota",
+                "0  nvidia-smi, number_of_gpu",
+                "4  one per CPU",
+                "1  CPUs / workers",
+            ],
+        ),
+        (
+            "default_workers_per_model=2\n",
+            {},
+            Cpus(16, 7.5),
+            0,
+            ["8  affinity 16, cgroup quota 7.5", "0", "2  default_workers_per_model", "4  CPUs / workers"],
+        ),
+        (
+            "",
+            {"OMP_NUM_THREADS": "3"},
+            Cpus(8, None),
+            2,
+            ["8", "2  nvidia-smi", "2  one per GPU", "3  environment OMP_NUM_THREADS"],
+        ),
+        ("debug=true\n", {}, Cpus(8, None), 2, ["8", "2", "1  debug", "8  CPUs / workers"]),
+    ],
+)
+def test_shares_of_the_machine_and_why(
+    tmp_path: Path, text: str, environ: dict[str, str], cpus: Cpus, gpus: int, rows: list[str]
+) -> None:
+    lines = shares(loaded(tmp_path, text).config, environ, cpus, gpus=gpus).splitlines()
+
+    names = ["CPUs", "GPUs", "workers per model", "threads per worker"]
+    assert [line[: len("threads per worker")].strip() for line in lines] == names
+    assert all(line[20:].startswith(row) for line, row in zip(lines, rows, strict=True))
 
 
 def test_the_banner_counts_what_there_is(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mms_lite import machine as module
-from mms_lite.machine import cpu_count, gpu_count
+from mms_lite.machine import cpu_count, cpus, gpu_count, threads_per_worker
 
 V1 = "sys/fs/cgroup/cpu,cpuacct"
 
@@ -61,8 +61,25 @@ def test_cpus_are_counted_within_the_container(
     assert cpu_count(cgroup(tmp_path, self_lines, files)) == count
 
 
+def test_what_limits_the_cpus_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {1, 3, 5})
+    limited = cpus(cgroup(tmp_path, "0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}))
+    assert (limited.affinity, limited.quota, limited.count) == (3, 1.5, 1)
+    free = cpus(tmp_path / "nothing")
+    assert (free.affinity, free.quota, free.count) == (3, None, 3)
+
+
 def test_this_machine_has_a_cpu() -> None:
     assert cpu_count() >= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "threads"), [(8, 1, 8), (8, 2, 4), (8, 3, 2), (2, 2, 1), (2, 3, 1), (4, 0, 4)]
+)
+def test_workers_share_the_cpus_and_each_has_one_thread_at_least(
+    count: int, workers: int, threads: int
+) -> None:
+    assert threads_per_worker(count, workers) == threads
 
 
 def fake_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -4,11 +4,17 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import socket
 import struct
+import subprocess
+import sys
+import tempfile
+import textwrap
 import threading
 from array import array
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +29,13 @@ from mms_lite.transport import (
     Decoder,
     Frame,
     FrameKind,
+    Marks,
     ProtocolError,
     encode,
 )
 
 HEAD = struct.Struct("!BBxxIII")
+ROOT = Path(__file__).resolve().parent.parent
 
 frames = st.builds(
     Frame,
@@ -191,9 +199,33 @@ def test_a_connection_with_a_high_descriptor_can_be_polled(pair: Pair) -> None:
     with socket.socket(fileno=os.dup2(pair[1].fileno(), high, inheritable=False)) as sock:
         other = BlockingConnection(sock)
         assert other.poll() is None
-        pair[0].sendall(wire_bytes(Frame(FrameKind.STOP, 9, b"", [])))
-        frame = other.poll()
-        assert frame is not None and frame.conversation == 9
+        assert other.recv_within(0.001) is None
+        for receive in (other.poll, lambda: other.recv_within(5)):
+            pair[0].sendall(wire_bytes(Frame(FrameKind.STOP, 9, b"", [])))
+            frame = receive()
+            assert frame is not None and frame.conversation == 9
+
+
+def test_who_waits_for_a_frame_gets_it_or_is_told_that_none_came_in_time(pair: Pair) -> None:
+    other = BlockingConnection(pair[1])
+    for limit_s in (0.01, 0.0, -1.0):  # a time that has passed is no error
+        assert other.recv_within(limit_s) is None
+    pair[0].sendall(
+        wire_bytes(Frame(FrameKind.STOP, 1, b"", [])) + wire_bytes(Frame(FrameKind.STOP, 2, b"", []))
+    )
+    frames = [other.recv_within(5), other.recv_within(0)]  # the other one came with it
+    assert [frame.conversation for frame in frames if frame is not None] == [1, 2]
+    sender = threading.Timer(0.02, pair[0].sendall, [wire_bytes(Frame(FrameKind.STOP, 3, b"", []))])
+    sender.start()
+    frame = other.recv_within(10)
+    assert frame is not None and frame.conversation == 3
+    sender.join()
+
+
+def test_a_wait_for_a_frame_ends_when_the_peer_leaves(pair: Pair) -> None:
+    pair[0].close()
+    with pytest.raises(ConnectionClosed):
+        BlockingConnection(pair[1]).recv_within(10)
 
 
 @pytest.mark.parametrize("sent", [0, 1, 15, 16, 20, 60])
@@ -336,3 +368,39 @@ async def test_closing_from_within_on_frame_stops_the_frames_behind_it(pair: Pai
     pair[1].sendall(b"".join(wire_bytes(Frame(FrameKind.STOP, n, b"", [])) for n in range(3)))
     connection.read_rest()
     assert heard == [0]
+
+
+@pytest.fixture
+def marks_fd() -> Iterator[int]:
+    """A nameless file that holds marks."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(Marks.SIZE)
+        yield file.fileno()
+
+
+def test_what_one_side_marks_the_other_sees(marks_fd: int) -> None:
+    server, worker = Marks.map(marks_fd), Marks.map(marks_fd)
+    assert (server.begun, server.cancels) == (0, 0)
+    worker.begun = 2**32 - 1
+    server.cancels += 1
+    server.cancels += 1
+    assert (server.begun, worker.begun) == (2**32 - 1, 2**32 - 1)
+    assert (server.cancels, worker.cancels) == (2, 2)
+
+
+def test_what_a_killed_process_had_marked_stays_marked(marks_fd: int) -> None:
+    marks = Marks.map(marks_fd)
+    marks.cancels = 5
+    program = """
+        import os, signal, sys
+        from mms_lite.transport import Marks
+        fd = int(sys.argv[1])
+        marks = Marks.map(fd)
+        os.close(fd)
+        marks.begun = 40 + marks.cancels
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(marks_fd)]
+    ended = subprocess.run(command, cwd=ROOT, pass_fds=[marks_fd], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (marks.begun, marks.cancels) == (45, 5)

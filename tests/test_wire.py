@@ -56,7 +56,9 @@ items = st.builds(
 
 
 def batch_frame(sent: list[Item]) -> Frame:
-    meta, buffers = wire.join_batch([wire.encode_item(item) for item in sent])
+    meta, buffers = wire.join_batch(
+        [wire.encode_item(item.job_id, item.remaining_ms, item.request) for item in sent]
+    )
     return Frame(FrameKind.BATCH, 1, meta, [bytearray(b) for b in buffers])
 
 
@@ -136,19 +138,19 @@ def request_with(field: str, value: str) -> InferRequest:
 def test_a_string_that_cannot_cross_is_the_clients_error(field: str, bad: str) -> None:
     # JSON lets a client send both: {"id": "\u0000"}, {"id": "\ud800"}.
     with pytest.raises(InvalidRequest):
-        wire.encode_item(Item(1, None, request_with(field, bad)))
+        wire.encode_item(1, None, request_with(field, bad))
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", object()], ids=["set", "bytes", "object"])
 def test_a_parameter_that_json_cannot_hold_is_the_clients_error(value: Any) -> None:
     with pytest.raises(InvalidRequest):
-        wire.encode_item(Item(1, None, InferRequest(id="1", model="m", parameters={"p": value})))
+        wire.encode_item(1, None, InferRequest(id="1", model="m", parameters={"p": value}))
 
 
 def test_a_dimension_that_no_frame_can_hold_is_the_clients_error() -> None:
     tensor = Tensor("x", "FP32", (2**63,), bytearray())
     with pytest.raises(InvalidRequest):
-        wire.encode_item(Item(1, None, InferRequest(id="1", model="m", inputs=[tensor])))
+        wire.encode_item(1, None, InferRequest(id="1", model="m", inputs=[tensor]))
 
 
 BATCH = batch_frame([Item(1, 5, request_with("id", "one")), Item(2, None, request_with("id", "two"))])
@@ -242,6 +244,20 @@ def test_noise_in_place_of_a_meta_block_raises_nothing_but_a_protocol_error(nois
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=20))
 def test_ids_come_back_as_they_were_sent(ids: list[int]) -> None:
     assert wire.decode_ids(Frame(FrameKind.CANCEL, 0, wire.encode_ids(ids), [])) == ids
+
+
+@given(st.lists(plain.map(lambda line: line.replace("\n", "")), min_size=1, max_size=5))
+def test_metric_lines_come_back_as_they_were_sent(lines: list[str]) -> None:
+    assert wire.decode_lines(Frame(FrameKind.METRICS, 0, wire.encode_lines(lines), [])) == lines
+
+
+@pytest.mark.parametrize(
+    ("meta", "lines"),
+    [(wire.encode_lines(["half a pair \ud800"]), ["half a pair \\ud800"]), (b"\xff\n", ["\ufffd", ""])],
+    ids=["what cannot be sent", "noise"],
+)
+def test_metric_lines_that_are_no_text_are_shown_all_the_same(meta: bytes, lines: list[str]) -> None:
+    assert wire.decode_lines(Frame(FrameKind.METRICS, 0, meta, [])) == lines
 
 
 @given(st.dictionaries(st.text(max_size=5), json_values, max_size=5))

@@ -1,11 +1,11 @@
-"""A batch that a worker holds: its open jobs, which of them the model has begun, and how its time is told."""
+"""A batch that a worker holds: its open jobs, and how its time is told."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mms_lite.engine.batcher import Job
 from mms_lite.metrics import VersionMetrics
@@ -17,27 +17,22 @@ _log = logging.getLogger("mms_lite.engine")
 
 @dataclass(slots=True)
 class Batch:
-    """The unanswered jobs of a batch, by id, and those that were begun. Times are monotonic seconds."""
+    """The unanswered jobs of a batch, by id. Times are monotonic seconds."""
 
     jobs: dict[int, Job]
     enqueued_at: float  # of its first job
-    started: set[int] = field(default_factory=set)
-    started_at: float = 0.0
+    rows: int = 0
+    turn_at: float = 0.0  # when no other batch was before it any more
     due: float = 0.0  # when it has taken too long, on the loop's clock; set when its turn comes
-
-    def start(self, job_ids: set[int], metrics: VersionMetrics) -> None:
-        """Take note that the model begins with these jobs."""
-        if not self.started:  # else the batch is taken apart, and this is one of its items
-            self.started_at = time.monotonic()
-            metrics.batch_rows.observe(sum(self.jobs[n].size for n in job_ids if n in self.jobs))
-        self.started |= job_ids
 
     def end(self, metrics: VersionMetrics) -> float:
         """Take note that a batch that was begun is over; return how long it took."""
-        spent_s = time.monotonic() - self.started_at
+        spent_s = time.monotonic() - self.turn_at
         metrics.inference_s.observe(spent_s)
-        waited_s = self.started_at - self.enqueued_at
-        _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)
+        metrics.batch_rows.observe(self.rows)
+        if _log.isEnabledFor(logging.DEBUG):
+            waited_s = self.turn_at - self.enqueued_at
+            _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)
         return spent_s
 
 

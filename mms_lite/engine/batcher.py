@@ -7,6 +7,7 @@ or whose deadline passed leaves at once, and its body with it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
@@ -18,6 +19,8 @@ from mms_lite.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, Que
 from mms_lite.metrics import VersionMetrics
 from mms_lite.types import BYTES, InferRequest, InferResponse
 from mms_lite.wire import Outcome
+
+Take = Callable[["list[Job]"], None]
 
 _ids = itertools.count(1)
 _RATE_WINDOW = 64  # answers over which the drain rate is measured
@@ -68,9 +71,14 @@ class Job:
     def __init__(self, request: InferRequest, version: str = "") -> None:
         self.id = next(_ids)
         self.request = request
+        self.size: int
+        self.key: Any
         self.version = version  # the one that answers
-        self.size = rows(request)
-        self.key = batch_key(request)
+        plain = request.outputs is None and not request.parameters
+        if plain and len(request.inputs) == 1 and not request.inputs[0].shape:  # one raw part
+            self.size, self.key = 1, None
+        else:
+            self.size, self.key = rows(request), batch_key(request)
         self.enqueued_at = 0.0
         self.metrics: VersionMetrics | None = None  # of the queue that it was put into
         self.returned = 0  # how many workers ended before they had started it
@@ -209,12 +217,14 @@ class JobQueue:
         self._batch_size = batch_size
         self._delay_s = max_batch_delay_ms / 1000
         self._jobs: OrderedDict[int, Job] = OrderedDict()
-        self._collecting = asyncio.Lock()  # one worker collects at a time, in order of asking
-        self._arrival: asyncio.Future[None] | None = None
+        self._idle: deque[Take] = deque()  # who asked for a batch, in order of asking
+        self._collecting_since = 0.0  # when the first of them began to wait for more; 0 where none does
+        self._timer: asyncio.TimerHandle | None = None
+        self._looking_at = 0.0  # when the timer is to go off
         self._room: deque[asyncio.Future[None]] = deque()
         self._answered: deque[float] = deque(maxlen=_RATE_WINDOW)
         self._closed: ServingError | None = None
-        self.on_backlog: Callable[[], None] | None = None  # a job came and no worker is waiting for one
+        self.on_backlog: Callable[[], None] | None = None  # a job came and nobody has asked for one
 
     @property
     def depth(self) -> int:
@@ -293,26 +303,25 @@ class JobQueue:
             self._jobs[job.id] = job
             self._jobs.move_to_end(job.id, last=False)
             job.on_death = self._drop
-        self._signal()
+        self._arrived()
 
-    async def next_batch(self) -> list[Job]:
-        """Wait for work and take a batch: jobs of the oldest one's key, in order, up to batch_size rows.
+    def ask(self, take: Take) -> None:
+        """Have `take` called once with the next batch, now if there is one.
 
-        With a delay set, waits for a full batch, but no longer than that after the oldest job arrived, and
-        never past a deadline.
+        A batch are jobs of the oldest one's key, in order, up to batch_size rows. With a delay set, it waits
+        until it is full, but no longer than that after the oldest job arrived, and never past a deadline.
         """
-        async with self._collecting:
-            while True:
-                while not self._jobs:
-                    await self._wait_for_arrival()
-                waited_s = await self._wait_for_more()
-                batch = self._select()
-                if batch:
-                    return self._take(batch, waited_s)
+        self._idle.append(take)
+        self._hand_out()
+
+    def withdraw(self, take: Take) -> None:
+        """Take back what was asked for, if it has not been given yet."""
+        with contextlib.suppress(ValueError):
+            self._idle.remove(take)
 
     def take_ahead(self) -> list[Job]:
         """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
-        if self._collecting.locked():
+        if self._idle or not self._jobs:
             return []
         selected = self._select()
         return self._take(selected, 0.0) if sum(job.size for job in selected) >= self._batch_size else []
@@ -331,6 +340,8 @@ class JobQueue:
     def close(self, error: ServingError) -> None:
         """Refuse new jobs and fail those that wait with `error`."""
         self._closed = error
+        if self._timer is not None:
+            self._timer.cancel()
         self.clear(error)
 
     def _admit(self, job: Job) -> None:
@@ -346,7 +357,7 @@ class JobQueue:
         job.metrics = self.metrics
         self._jobs[job.id] = job
         job.on_death = self._drop
-        self._signal()
+        self._arrived()
 
     def _drop(self, job: Job) -> None:
         if self._jobs.pop(job.id, None) is None:
@@ -359,10 +370,10 @@ class JobQueue:
         self.metrics.refuse(error)
         job.fail(error)
 
-    def _signal(self) -> None:
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
-        if self.on_backlog is not None and not self._collecting.locked():
+    def _arrived(self) -> None:
+        if self._idle:
+            self._hand_out()
+        elif self.on_backlog is not None:
             self.on_backlog()
 
     def _free_room(self, places: int) -> None:
@@ -372,34 +383,45 @@ class JobQueue:
                 waiter.set_result(None)
                 places -= 1
 
-    async def _wait_for_arrival(self, timeout_s: float | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        self._arrival = loop.create_future()
-        timer = None if timeout_s is None else loop.call_later(timeout_s, self._signal)
-        try:
-            await self._arrival
-        finally:
-            self._arrival = None
-            if timer is not None:
-                timer.cancel()
-
-    async def _wait_for_more(self) -> float:
-        """Wait for the batch to fill, as long as the delay and deadlines allow; return for how long."""
-        if not self._delay_s:
-            return 0.0
-        begin = time.monotonic()
-        while True:
+    def _hand_out(self) -> None:
+        """Give batches to those who asked, as long as there are any, or look again when one is due."""
+        while self._idle and self._jobs:
             selected = self._select()
-            if not selected or sum(job.size for job in selected) >= self._batch_size:
+            if not selected:
                 break
-            limits = [  # half of a client's time for the batch to fill, half for the model
-                (j.enqueued_at + j.request.deadline) / 2 for j in selected if j.request.deadline is not None
-            ]
-            left_s = min([selected[0].enqueued_at + self._delay_s, *limits]) - time.monotonic()
-            if left_s <= 0:
-                break
-            await self._wait_for_arrival(left_s)
-        return time.monotonic() - begin
+            waited_s = 0.0
+            if self._delay_s:
+                now = time.monotonic()
+                self._collecting_since = self._collecting_since or now
+                due = self._due(selected)
+                if due > now:
+                    self._look_again(due)
+                    return
+                waited_s, self._collecting_since = now - self._collecting_since, 0.0
+            self._idle.popleft()(self._take(selected, waited_s))
+        self._collecting_since = 0.0
+
+    def _due(self, selected: list[Job]) -> float:
+        """Return until when this batch may wait for more, on the monotonic clock."""
+        if sum(job.size for job in selected) >= self._batch_size:
+            return 0.0
+        limits = [  # half of a client's time for the batch to fill, half for the model
+            (j.enqueued_at + j.request.deadline) / 2 for j in selected if j.request.deadline is not None
+        ]
+        return min([selected[0].enqueued_at + self._delay_s, *limits])
+
+    def _look_again(self, at: float) -> None:
+        if self._timer is not None:
+            if not self._timer.cancelled() and self._looking_at == at:
+                return
+            self._timer.cancel()
+        self._looking_at = at
+        delay_s = max(0.0, at - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self._hand_out()
 
     def _select(self) -> list[Job]:
         """Return what a batch taken now would hold; jobs past their deadline leave the queue unrun."""
@@ -407,7 +429,7 @@ class JobQueue:
         expired: list[Job] = []
         room = self._batch_size
         for job in self._jobs.values():
-            if job.expired:
+            if job.request.deadline is not None and job.expired:
                 expired.append(job)
             elif not selected or job.key == selected[0].key:
                 if job.size > room:

@@ -16,22 +16,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mms_lite.engine.output import LineReader
 from mms_lite.errors import ConfigError, LoadError
-from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, ExitCode, Frame
+from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, ExitCode, Frame, Marks
 from mms_lite.types import ModelSpec
 
 _BOOT = str(Path(__file__).resolve().parent.parent / "worker" / "boot.py")
 _GUARD = str(Path(__file__).resolve().parent / "guard.py")
 _GUARD_ENDS_S = 2.0
 _LAST_LINES = 50
+# Pools of OpenCV and of Rust's rayon (tokenizers), which OMP_NUM_THREADS does not bind: each takes all CPUs.
+_OTHER_POOLS = ("OPENCV_FOR_THREADS_NUM", "RAYON_NUM_THREADS")
 _GRACE_S = 5.0  # from closing its socket a worker has this long to end by itself
 _PIPES_S = 1.0  # for the rest of its output, once it has ended
 _EXIT_NAMES: dict[int, str] = {
@@ -39,6 +42,12 @@ _EXIT_NAMES: dict[int, str] = {
     ExitCode.OUT_OF_MEMORY: "out of memory",
     ExitCode.PROTOCOL: "protocol error",
 }
+
+
+_SO_SNDBUFFORCE = 32  # Linux; needs CAP_NET_ADMIN
+_SEND_BUFFER_BYTES = 4 << 20
+
+RunLoop = Callable[[BlockingConnection, Marks], int]  # the worker's `loop.run`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,9 @@ class Channel(Protocol):
 
     pid: int | None
     ended: asyncio.Future[Exit]
+    marks: Marks
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames."""
 
     def kill(self) -> None:
@@ -133,35 +143,75 @@ class ProcessLauncher:
             LoadError: the interpreter cannot be run.
         """
         interpreter = _interpreter(spec)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        command = [interpreter, _BOOT, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
-        command += ["--max-frame-bytes", str(self._max_frame_bytes)]
         try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise LoadError(f"the worker cannot be started: {error.strerror}") from error
+        _widen(ours)
+        command = [interpreter, _BOOT, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())]
+        shared = None
+        marks = -1
+        try:
+            marks = _marks_file()
+            shared = Marks.map(marks)
+            command += ["--marks-fd", str(marks), "--max-frame-bytes", str(self._max_frame_bytes)]
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._worker_environ(threads),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), marks],
                 start_new_session=True,
             )
         except OSError as error:
             ours.close()
+            shared = None  # the error is kept, and this frame with it
             raise LoadError(f"cannot start the worker's interpreter: {error.strerror}") from error
         finally:
             theirs.close()
+            if marks >= 0:
+                os.close(marks)
         if self._guard is not None:
             self._guard.watch(process.pid)
-        channel = ProcessChannel(process, name, self._guard)
+        channel = ProcessChannel(process, name, shared, self._guard)
         channel.open(ours, on_frame, self._max_frame_bytes)
         return channel
 
     def _worker_environ(self, threads: int) -> dict[str, str]:
         environ = dict(self._environ)
-        environ.setdefault("OMP_NUM_THREADS", str(threads))
+        share = environ.setdefault("OMP_NUM_THREADS", str(threads))
+        for name in _OTHER_POOLS:
+            environ.setdefault(name, share)
         environ.setdefault("MXNET_USE_OPERATOR_TUNING", "0")
         return environ
+
+
+def _widen(sock: socket.socket) -> None:
+    """Let a socket take a large batch whole, so that one sent ahead is there when it is wanted (Linux)."""
+    for option in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):  # past the system's limit, or up to it
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, option, _SEND_BUFFER_BYTES)
+            return
+
+
+def _marks_file() -> int:
+    """Return the descriptor of a nameless file for `Marks`, which a child process can inherit.
+
+    Raises:
+        OSError: there is no memory or descriptor left.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("mms-lite-marks", os.MFD_CLOEXEC)
+    else:  # macOS
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.truncate(fd, Marks.SIZE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def worker_environ(environ: Mapping[str, str], blacklist: str) -> dict[str, str]:
@@ -191,8 +241,11 @@ def _interpreter(spec: ModelSpec) -> str:
 class ProcessChannel:
     """A worker process: its socket, its output, its end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], name: str, guard: Guard | None = None) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], name: str, marks: Marks, guard: Guard | None = None
+    ) -> None:
         self.pid: int | None = process.pid
+        self.marks = marks
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process = process
         self._name = name
@@ -223,7 +276,7 @@ class ProcessChannel:
             self._pipes.append(reader.finished)
         self._watch_exit()
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames; to a worker that has ended they are lost, as `ended` tells."""
         if self._connection is not None:
             self._connection.send(pieces)
@@ -283,6 +336,7 @@ class ProcessChannel:
             self._connection.read_rest()
         if self._guard is not None:
             self._guard.forget(self._process.pid)
+        self.marks.let_go()
         code = self._process.wait()
         await asyncio.wait(self._pipes, timeout=_PIPES_S)
         oom = code == ExitCode.OUT_OF_MEMORY or (
@@ -321,7 +375,7 @@ class InlineLauncher:
     `run` is the worker's `loop.run`. A thread cannot be killed: `kill` closes its socket.
     """
 
-    def __init__(self, run: Callable[[BlockingConnection], int], *, max_frame_bytes: int) -> None:
+    def __init__(self, run: RunLoop, *, max_frame_bytes: int) -> None:
         self._run = run
         self._max_frame_bytes = max_frame_bytes
 
@@ -337,6 +391,7 @@ class InlineChannel:
 
     def __init__(self, name: str) -> None:
         self.pid: int | None = None
+        self.marks = Marks(bytearray(Marks.SIZE))
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._name = name
         self._connection: AsyncConnection | None = None
@@ -344,7 +399,7 @@ class InlineChannel:
 
     def open(
         self,
-        run: Callable[[BlockingConnection], int],
+        run: RunLoop,
         on_frame: Callable[[Frame], None],
         max_frame_bytes: int,
     ) -> None:
@@ -361,7 +416,7 @@ class InlineChannel:
         theirs = BlockingConnection(self._theirs, max_frame_bytes)
         threading.Thread(target=self._thread, args=(run, theirs), name=self._name, daemon=True).start()
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames."""
         if self._connection is not None:
             self._connection.send(pieces)
@@ -372,9 +427,9 @@ class InlineChannel:
             with contextlib.suppress(OSError):
                 self._theirs.shutdown(socket.SHUT_RDWR)
 
-    def _thread(self, run: Callable[[BlockingConnection], int], connection: BlockingConnection) -> None:
+    def _thread(self, run: RunLoop, connection: BlockingConnection) -> None:
         try:
-            run(connection)
+            run(connection, self.marks)
         finally:
             connection.close()
 

@@ -10,6 +10,7 @@ from mms_lite.engine.batcher import JobQueue
 from mms_lite.engine.launcher import Channel, Launcher
 from mms_lite.engine.worker import Worker
 from mms_lite.errors import ModelNotReady, ServingError
+from mms_lite.machine import threads_per_worker
 from mms_lite.transport import Frame
 from mms_lite.types import ModelSpec, Signature, WorkerState, WorkerStatus
 from mms_lite.wire import Item, Outcome
@@ -67,7 +68,7 @@ class WorkerPool:
 
     def launch(self, name: str, on_frame: Callable[[Frame], None]) -> Channel:
         """Start a worker's process, for `Worker`."""
-        threads = max(1, self._cores // max(1, len(self._workers)))
+        threads = threads_per_worker(self._cores, len(self._workers))
         return self._launcher.start(self.spec, name, threads, on_frame)
 
     def gave_up(self) -> None:

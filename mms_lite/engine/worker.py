@@ -35,7 +35,7 @@ from mms_lite.errors import (
 from mms_lite.logs import METRICS, MODEL_METRICS
 from mms_lite.transport import Frame, FrameKind, ProtocolError, encode
 from mms_lite.types import WorkerState, WorkerStatus
-from mms_lite.wire import Item, Outcome
+from mms_lite.wire import Outcome
 
 if TYPE_CHECKING:
     from mms_lite.engine.pool import WorkerPool
@@ -45,6 +45,8 @@ _FOR_GOOD = (InvalidArchive, BackendMissing)  # another attempt would end the sa
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 _AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
+_AHEAD_MOMENT_S = 0.002  # work of this length may wait at a worker, in several batches
+_MAX_AHEAD = 15
 _MAX_RETURNS = 3  # a job whose workers end before they start it may be what ends them
 _RETIRE_S = 5.0  # a worker that was told to stop has this long
 
@@ -78,7 +80,7 @@ class Worker:
         self._started_at = 0.0
         self._batches: dict[int, Batch] = {}
         self._conversations = itertools.count(1)
-        self._free = asyncio.Event()
+        self._emptied: asyncio.Future[None] | None = None  # who waits until it holds nothing
         self._loaded: asyncio.Future[dict[str, Any]] | None = None
         self._boots_failed = 0  # in a row
         self._crashes = 0  # in a row, without an answer in between
@@ -110,6 +112,7 @@ class Worker:
     async def retire(self, *, grace_s: float) -> None:
         """Take no more work, finish what is held within `grace_s`, then end."""
         self.state = WorkerState.STOPPING
+        self._pool.queue.withdraw(self._dispatch)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -234,30 +237,20 @@ class Worker:
     async def _serve(self) -> None:
         channel = self._channel
         assert channel is not None  # _boot made it
-        self._free.set()
-        puller = asyncio.get_running_loop().create_task(self._pull(channel))
+        self._pool.queue.ask(self._dispatch)
         try:
             await asyncio.wait([channel.ended])
         finally:
-            puller.cancel()
-            await asyncio.wait([puller])
+            self._pool.queue.withdraw(self._dispatch)
         self._crashes += 1
         self._clean_up(channel.ended.result())
 
-    async def _pull(self, channel: Channel) -> None:
-        try:
-            while True:
-                await self._free.wait()
-                self._dispatch(channel, await self._pool.queue.next_batch())
-        except Exception:
-            _log.exception("%s: a defect in the pull loop; the worker is restarted", self.name)
-            channel.kill()
-
-    def _dispatch(self, channel: Channel, jobs: list[Job]) -> None:
+    def _dispatch(self, jobs: list[Job]) -> None:
+        """Send a batch to the process. For the queue, which has been asked for it."""
         batch, parts = Batch({}, jobs[0].enqueued_at), []
         for job in jobs:
             try:
-                parts.append(wire.encode_item(Item(job.id, job.remaining_ms, job.request)))
+                parts.append(wire.encode_item(job.id, job.remaining_ms, job.request))
             except InvalidRequest as error:
                 job.fail(error)
                 continue
@@ -267,29 +260,49 @@ class Worker:
                 continue
             batch.jobs[job.id] = job
             job.on_death = self._cancel
-        if not parts:
+            batch.rows += job.size
+        if not parts or self._channel is None:
+            asyncio.get_running_loop().call_soon(self._ask_if_free)
             return
         number = next(self._conversations)
         self._batches[number] = batch
         if len(self._batches) == 1:
-            self._arm(batch)  # one sent ahead has its turn when the first is done
-        self._free.clear()
+            self._take_turn(batch)  # one sent ahead has its turn when the first is done
         self.state = WorkerState.BUSY
         meta, buffers = wire.join_batch(parts)
-        channel.send(encode(FrameKind.BATCH, number, meta, buffers))
+        self._channel.send(encode(FrameKind.BATCH, number, meta, buffers))
+
+    def _ask_if_free(self) -> None:
+        if self.state is WorkerState.READY and not self._batches:
+            self._pool.queue.withdraw(self._dispatch)
+            self._pool.queue.ask(self._dispatch)
 
     def feed_ahead(self) -> None:
-        """Send the next full batch while one runs, so that the worker need not wait for it. For the pool.
+        """Send full batches while one runs, so that the worker need not wait for them. For the pool.
 
-        Only where batches are short: a batch sent ahead is bound to its worker.
+        A batch sent ahead is bound to its worker: one at most, and none where batches are long. Where they
+        are shorter than the way there, as many as a moment takes: each pause between two costs more than
+        what runs between.
         """
-        if self.state is WorkerState.BUSY and len(self._batches) == 1 and self._batch_s < _AHEAD_BELOW_S:
+        while self.state is WorkerState.BUSY and len(self._batches) <= self._ahead():
             jobs = self._pool.queue.take_ahead()
-            if jobs and self._channel is not None:
-                self._dispatch(self._channel, jobs)
+            if not jobs:
+                return
+            self._dispatch(jobs)
+
+    def _ahead(self) -> int:
+        """Return how many batches may wait at the worker, by how long one has taken of late."""
+        if self._batch_s >= _AHEAD_MOMENT_S:
+            return 1 if self._batch_s < _AHEAD_BELOW_S else 0
+        return min(_MAX_AHEAD, int(_AHEAD_MOMENT_S / max(self._batch_s, 1e-6)))
+
+    def _take_turn(self, batch: Batch) -> None:
+        """Let a batch be the one that runs, with its full time from now on."""
+        batch.turn_at = time.monotonic()
+        self._arm(batch)
 
     def _arm(self, batch: Batch) -> None:
-        """Give a batch its full time from now on. One timer serves all: it looks again when it came early."""
+        """Give a batch its full time again. One timer serves all: it looks again when it came early."""
         loop = asyncio.get_running_loop()
         batch.due = loop.time() + self._spec.response_timeout_s
         if self._timer is None:
@@ -298,26 +311,30 @@ class Worker:
     def _check_time(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        for batch in self._batches.values():  # the first one runs, or should
+        for number, batch in self._batches.items():  # the first one runs, or should
             if batch.due > loop.time():
                 self._timer = loop.call_at(batch.due, self._check_time)
             else:
-                self._time_out(batch)
+                self._time_out(number, batch)
             return
 
-    def _time_out(self, batch: Batch) -> None:
+    def _time_out(self, number: int, batch: Batch) -> None:
         limit_s = self._spec.response_timeout_s
         _log.warning("%s gave no answer within %g s and is killed", self.name, limit_s)
-        for job_id in batch.started:
-            if job_id in batch.jobs:
-                error = DeadlineExceeded(f"the model gave no answer within {limit_s:g} s", by="server")
-                batch.jobs[job_id].fail(error)
+        if self._begun(number):
+            for job in batch.jobs.values():
+                job.fail(DeadlineExceeded(f"the model gave no answer within {limit_s:g} s", by="server"))
         self.kill()
 
+    def _begun(self, number: int) -> bool:
+        """Tell whether the model has been given this batch, if it has not been answered yet."""
+        return self._channel is not None and self._channel.marks.begun >= number
+
     def _cancel(self, job: Job) -> None:
-        for batch in self._batches.values():
-            if job.id in batch.jobs and job.id not in batch.started and self._channel is not None:
+        for number, batch in self._batches.items():
+            if job.id in batch.jobs and self._channel is not None and not self._begun(number):
                 self._channel.send(encode(FrameKind.CANCEL, 0, wire.encode_ids([job.id])))
+                self._channel.marks.cancels += 1
 
     def _on_frame(self, frame: Frame) -> None:
         try:
@@ -333,12 +350,12 @@ class Worker:
         if frame.kind is FrameKind.OUTCOME:
             self._take_outcome(frame.conversation, wire.decode_outcome(frame))
         elif frame.kind is FrameKind.STARTED:
+            wire.decode_ids(frame)
             batch = self._batches.get(frame.conversation)
             if batch is not None:
-                batch.start(set(wire.decode_ids(frame)), self._metrics)
                 self._arm(batch)
         elif frame.kind is FrameKind.METRICS:
-            lines = [str(line) for line in wire.decode_json(frame).get("lines", [])]
+            lines = wire.decode_lines(frame)
             _model_metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})
         elif frame.kind is FrameKind.LOADED:
             if self._loaded is not None and not self._loaded.done():
@@ -361,24 +378,25 @@ class Worker:
         job.on_death = None
         del batch.jobs[outcome.job_id]
         self._pool.queue.count_answer()
-        if batch.jobs:
-            return
-        self._finish_batch(number, batch)
+        if not batch.jobs:
+            self._finish_batch(number, batch)
 
     def _finish_batch(self, number: int, batch: Batch) -> None:
         del self._batches[number]
         self._crashes = 0
-        if batch.started:
+        if self._begun(number):
             spent_s = batch.end(self._metrics)
             self._backend_log.add(spent_s)
             self._batch_s += (spent_s - self._batch_s) / 8
         for following in self._batches.values():
-            self._arm(following)
+            self._take_turn(following)
             self.feed_ahead()
             return
-        self._free.set()
         if self.state is WorkerState.BUSY:
             self.state = WorkerState.READY
+            self._pool.queue.ask(self._dispatch)
+        elif self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
 
     async def _call(self, frame: Frame) -> None:
         """Answer a worker that asks another model."""
@@ -399,28 +417,26 @@ class Worker:
     async def _finish_held(self, channel: Channel, grace_s: float) -> None:
         if not self._batches:
             return
-        self._free.clear()
-        idle = asyncio.get_running_loop().create_task(self._free.wait())
-        waited: list[asyncio.Future[Any]] = [idle, channel.ended]
+        self._emptied = asyncio.get_running_loop().create_future()
+        waited: list[asyncio.Future[Any]] = [self._emptied, channel.ended]
         await asyncio.wait(waited, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
 
     def _clean_up(self, ended: Exit) -> None:
         """Settle what a process that has ended still held."""
-        held = list(self._batches.values())
-        self._batches.clear()
+        held, self._batches = self._batches, {}
         for task in self._calls:
             task.cancel()
         failed, returned = 0, []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for batch in held:
-            if batch.started:
+        for number, batch in held.items():
+            begun = self._begun(number)
+            if begun and batch.turn_at:  # else the end of the batch before it was never told
                 batch.end(self._metrics)
             for job in batch.jobs.values():
                 job.on_death = None
-                if job.id in batch.started:
+                if begun:
                     job.fail(_death(ended))
                     failed += 1
                     continue

@@ -71,10 +71,16 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     _import_package()
-    from mms_lite.transport import BlockingConnection
+    from mms_lite import memory
+    from mms_lite.transport import BlockingConnection, Marks
     from mms_lite.worker import loop
 
-    return loop.run(BlockingConnection(connection, int(arguments["--max-frame-bytes"])), enter_model_folder)
+    memory.keep_freed()
+    marks_fd = int(arguments["--marks-fd"])
+    marks = Marks.map(marks_fd)
+    os.close(marks_fd)
+    end = BlockingConnection(connection, int(arguments["--max-frame-bytes"]))
+    return loop.run(end, marks, enter_model_folder)
 
 
 if __name__ == "__main__":

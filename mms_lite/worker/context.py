@@ -66,19 +66,19 @@ class RequestProcessor:
     """One request's headers, and the status and headers of its answer."""
 
     def __init__(self, request_header: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
-        self._request_header = (
-            request_header if isinstance(request_header, Headers) else Headers(request_header)
-        )
+        self._request_header = request_header  # made Headers when somebody asks: most handlers never do
         self._response_header = Headers()
         self._status_code = 200
         self._reason_phrase: str | None = None
 
     def get_request_property(self, key: str) -> Any:
         """Return a request header, or None."""
-        return self._request_header.get(key)
+        return self.get_request_properties().get(key)
 
     def get_request_properties(self) -> Headers:
         """Return all request headers."""
+        if not isinstance(self._request_header, Headers):
+            self._request_header = Headers(self._request_header)
         return self._request_header
 
     def report_status(self, code: int, reason_phrase: str | None = None) -> None:

@@ -22,6 +22,7 @@ from mms_lite.wire import Item, Outcome
 from mms_lite.worker import entry
 from mms_lite.worker.context import Context, PredictionException
 from mms_lite.worker.entry import Entry
+from mms_lite.worker.metrics_store import MetricsStore
 
 _RESCUES_BEFORE_WARNING = 3
 MMS_VERSION = "1.1.11"  # the version of MMS whose behaviour handlers see
@@ -155,7 +156,11 @@ class MmsHandler:
                 "number of batch response mismatched",
                 f"returned a list of {len(result)} for a batch of {len(items)}",
             )
-        context.metrics.add_time("PredictionTime", round(took_ms, 2))
+        metrics = context.metrics
+        if isinstance(metrics, MetricsStore):
+            metrics.add_prediction_time(round(took_ms, 2))
+        else:  # an object of the handler's own
+            metrics.add_time("PredictionTime", round(took_ms, 2))
         return [self._outcome(index, items[index], value) for index, value in enumerate(result)]
 
     def _call(self, data: list[dict[str, Any]]) -> Any:
@@ -210,7 +215,7 @@ class MmsHandler:
         if isinstance(value, ServingError):  # the answer of a ready-made handler to a bad request
             return Outcome(job_id, error=value)
         try:
-            outputs = _outputs(value, arrays=any(map(_is_array, item.request.inputs)))
+            outputs = _outputs(value, item.request)
         except MemoryError:
             traceback.print_exc()
             return Outcome(job_id, error=OutOfMemory("Out of resources"))
@@ -219,6 +224,8 @@ class MmsHandler:
             return Outcome(job_id, error=HandlerError("Unsupported model output data type."))
         try:
             status, reason, headers = self._context.response(index)
+            if not (headers or reason):  # nearly always
+                return Outcome(job_id, outputs, _status(status, 200))
             for text in itertools.chain([reason], *headers):
                 text.encode("utf-8", "surrogateescape")  # else no frame can carry it
         except ValueError as error:
@@ -251,12 +258,16 @@ def _tensors() -> ModuleType:
     return importlib.import_module("mms_lite.worker.tensors")
 
 
-def _outputs(value: Any, *, arrays: bool) -> list[Tensor]:
-    """Return an answer's outputs: one raw body, or with `arrays` what a dict of name to array holds."""
-    if arrays and isinstance(value, dict) and value and all(hasattr(v, "dtype") for v in value.values()):
+def _outputs(value: Any, request: InferRequest) -> list[Tensor]:
+    """Return an answer's outputs: one raw body, or to a request of arrays what a dict of arrays holds."""
+    if isinstance(value, dict) and _holds_arrays(value) and any(map(_is_array, request.inputs)):
         return [_tensors().to_tensor(name, array) for name, array in value.items()]
     data, kind = _body(value)
     return [Tensor("body", BYTES, (), data, kind)]
+
+
+def _holds_arrays(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(hasattr(each, "dtype") for each in value.values())
 
 
 def _body(value: Any) -> tuple[bytes | bytearray, str]:

@@ -25,6 +25,7 @@ from mms_lite.transport import (
     ExitCode,
     Frame,
     FrameKind,
+    Marks,
     ProtocolError,
     encode,
 )
@@ -37,13 +38,13 @@ _METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
 Enter = Callable[[str, str], None]
 
 
-def run(connection: BlockingConnection, enter: Enter | None = None) -> int:
+def run(connection: BlockingConnection, marks: Marks, enter: Enter | None = None) -> int:
     """Serve one model over `connection` and return the process's exit code.
 
     `enter(path, handler)` makes the model's folder current; on a thread of the server it is None.
     """
     try:
-        return _Loop(connection).run(enter)
+        return _Loop(connection, marks).run(enter)
     except ConnectionClosed:
         return ExitCode.STOPPED
     except ProtocolError as error:
@@ -52,13 +53,17 @@ def run(connection: BlockingConnection, enter: Enter | None = None) -> int:
 
 
 class _Loop:
-    def __init__(self, connection: BlockingConnection) -> None:
+    def __init__(self, connection: BlockingConnection, marks: Marks) -> None:
         self._connection = connection
+        self._marks = marks
         self._waiting: deque[Frame] = deque()
         self._cancelled: set[int] = set()
+        self._cancels = 0  # CANCEL frames that were read
         self._conversations = itertools.count(1)
         self._hostname = socket.gethostname()
-        self._unsent: list[Buffer] = []  # answers that leave with the next frame, in one system call
+        self._batch = 0  # the conversation of the one that runs
+        self._unanswered = 0  # of its jobs
+        self._unsent: list[Buffer] = []  # its last answers, which leave in one system call
         self._lines: list[str] = []  # metrics
         self._lines_sent_at = 0.0
 
@@ -80,7 +85,6 @@ class _Loop:
             frame = self._next()
             if frame.kind is FrameKind.STOP:
                 self._send_metrics()
-                self._flush()
                 model.close()
                 return ExitCode.STOPPED
             if frame.kind is not FrameKind.BATCH:
@@ -94,8 +98,7 @@ class _Loop:
             ConnectionClosed, ProtocolError: the server is gone or talks nonsense.
         """
         number = next(self._conversations)
-        meta, buffers = wire.join_batch([wire.encode_item(Item(0, None, request))])
-        self._flush()
+        meta, buffers = wire.join_batch([wire.encode_item(0, None, request)])
         self._connection.send(encode(FrameKind.CALL, number, meta, buffers))
         while True:
             frame = self._connection.recv()
@@ -130,64 +133,83 @@ class _Loop:
 
     def _next(self) -> Frame:
         """Return the next frame to act on, having read every CANCEL that is already here."""
-        while (frame := self._connection.poll()) is not None:
-            self._keep(frame)
         while not self._waiting:
-            self._send_metrics()
-            self._flush()
-            self._keep(self._connection.recv())
+            self._keep(self._receive())
+        while self._cancels < self._marks.cancels:
+            frame = self._connection.poll()
+            if frame is None:  # it is still on its way
+                break
+            self._keep(frame)
         return self._waiting.popleft()
 
-    def _send_metrics(self) -> None:
+    def _receive(self) -> Frame:
+        """Wait for a frame; metrics do not wait longer than they may."""
         if self._lines:
-            self._unsent += encode(FrameKind.METRICS, 0, wire.encode_json({"lines": self._lines}))
-            self._lines = []
-            self._lines_sent_at = time.monotonic()
-
-    def _flush(self) -> None:
-        if self._unsent:
-            pieces, self._unsent = self._unsent, []
-            self._connection.send(pieces)
+            frame = self._connection.poll()
+            if frame is None:
+                left_s = self._lines_sent_at + _METRICS_EVERY_S - time.monotonic()
+                frame = self._connection.recv_within(left_s)
+            if frame is not None:
+                return frame
+            self._send_metrics()
+        return self._connection.recv()
 
     def _keep(self, frame: Frame) -> None:
         if frame.kind is FrameKind.CANCEL:
+            self._cancels += 1
             self._cancelled.update(wire.decode_ids(frame))
         else:
             self._waiting.append(frame)
 
     def _run_batch(self, model: handler.MmsHandler, frame: Frame) -> None:
-        number = frame.conversation
-        items, skipped = [], []
-        for item in wire.decode_batch(frame):
+        self._batch = frame.conversation
+        items = wire.decode_batch(frame)
+        self._unanswered = len(items)
+        if self._cancelled or any(item.remaining_ms == 0 for item in items):
+            items = self._wanted(items)
+        if not self._waiting:  # a CANCEL can only be for a batch that is here
+            self._cancelled.clear()
+        if items:
+            self._marks.begun = self._batch
+            model.run(items, self._started, self._emit)
+            self._lines += model.metric_lines(time.time(), self._hostname)
+        if self._lines and time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S:
+            self._send_metrics()
+        else:
+            self._flush()
+
+    def _wanted(self, items: list[Item]) -> list[Item]:
+        """Return the items that somebody still waits for; the others have their answer."""
+        wanted, skipped = [], []
+        for item in items:
             if item.job_id in self._cancelled:
                 skipped.append(Outcome(item.job_id, error=ServingError("cancelled before it began")))
             elif item.remaining_ms == 0:
                 error = DeadlineExceeded("the request's deadline passed", by="client")
                 skipped.append(Outcome(item.job_id, error=error))
             else:
-                items.append(item)
-        if not self._waiting:  # a CANCEL can only be for a batch that is here
-            self._cancelled.clear()
+                wanted.append(item)
+        self._emit(skipped)
+        return wanted
 
-        def started(job_ids: Iterable[int]) -> None:
-            self._unsent += encode(FrameKind.STARTED, number, wire.encode_ids(job_ids))
+    def _started(self, job_ids: Iterable[int]) -> None:
+        self._connection.send(encode(FrameKind.STARTED, self._batch, wire.encode_ids(job_ids)))
+
+    def _emit(self, outcomes: Sequence[Outcome]) -> None:
+        self._unanswered -= len(outcomes)
+        for outcome in outcomes:
+            self._unsent += encode(FrameKind.OUTCOME, self._batch, *wire.encode_outcome(outcome))
+        if self._unanswered:  # what runs next may end this process
             self._flush()
 
-        unanswered = len(items) + len(skipped)
+    def _send_metrics(self) -> None:
+        if self._lines:
+            self._unsent += encode(FrameKind.METRICS, 0, wire.encode_lines(self._lines))
+            self._lines = []
+        self._lines_sent_at = time.monotonic()
+        self._flush()
 
-        def emit(outcomes: Sequence[Outcome]) -> None:
-            nonlocal unanswered
-            unanswered -= len(outcomes)
-            for outcome in outcomes:
-                self._unsent += encode(FrameKind.OUTCOME, number, *wire.encode_outcome(outcome))
-            if unanswered:  # what runs next may end this process; only the last answers wait for company
-                self._flush()
-
-        if skipped:
-            emit(skipped)
-        if items:
-            started(item.job_id for item in items)
-            model.run(items, started, emit)
-            self._lines += model.metric_lines(time.time(), self._hostname)
-            if time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S:
-                self._send_metrics()
+    def _flush(self) -> None:
+        if self._unsent:
+            pieces, self._unsent = self._unsent, []
+            self._connection.send(pieces)

@@ -163,6 +163,11 @@ class MetricsStore:
         self.model_name = model_name
         self._unusable = 0
         self._over_limit = 0
+        self._prediction_ms: float | None = None
+
+    def add_prediction_time(self, ms: float) -> None:
+        """Report how long the handler took; for the worker, after the call."""
+        self._prediction_ms = ms
 
     def add_counter(
         self, name: str, value: Any, idx: int | None = None, dimensions: Sequence[Dimension] | None = None
@@ -228,6 +233,14 @@ class MetricsStore:
 
         Warns, once, of what had to be left out.
         """
+        if self._prediction_ms is not None:
+            if not self.store and not self._unusable:  # the only one, nearly always: a third of the cost
+                ids = self._ids(None)
+                told = f",requestID:{ids}" if ids else ""
+                head = f"PredictionTime.Milliseconds:{_value_text(self._prediction_ms)}"
+                where = f"#ModelName:{_name_text(self.model_name)},Level:Model"
+                return [f"{head}|{where}|#hostname:{hostname}{told},timestamp:{int(now_s)}"]
+            self.add_time("PredictionTime", self._prediction_ms)
         metrics = [
             each for each in self.store if isinstance(each.value, str) or _finite(each.value) is not None
         ]

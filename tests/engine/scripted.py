@@ -2,13 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mms_lite import wire
 from mms_lite.engine.launcher import Channel, Exit
 from mms_lite.errors import LoadError
-from mms_lite.transport import AsyncConnection, Buffer, Frame, FrameKind, encode
+from mms_lite.transport import AsyncConnection, Buffer, Frame, FrameKind, Marks, encode
 from mms_lite.types import ModelSpec, Tensor
 from mms_lite.wire import Item, Outcome
 
@@ -19,6 +19,7 @@ class ScriptedWorker:
     def __init__(self, on_frame: Callable[[Frame], None], threads: int) -> None:
         loop = asyncio.get_running_loop()
         self.pid: int | None = None
+        self.marks = Marks(bytearray(Marks.SIZE))
         self.ended: asyncio.Future[Exit] = loop.create_future()
         self.threads = threads
         self.killed = False
@@ -30,7 +31,7 @@ class ScriptedWorker:
         self._ours.start()
         self._theirs.start()
 
-    def send(self, pieces: Iterable[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         self._ours.send(pieces)
 
     def kill(self) -> None:
@@ -45,14 +46,19 @@ class ScriptedWorker:
         self._theirs.close()
         self._ours.read_rest()
 
-    def say(self, kind: FrameKind, number: int, meta: bytes = b"", buffers: Iterable[Buffer] = ()) -> None:
-        self._theirs.send(encode(kind, number, meta, list(buffers)))
+    def say(self, kind: FrameKind, number: int, meta: bytes = b"", buffers: Sequence[Buffer] = ()) -> None:
+        self._theirs.send(encode(kind, number, meta, buffers))
 
     def say_loaded(self, **report: Any) -> None:
         self.say(FrameKind.LOADED, 0, wire.encode_json(report))
 
-    def say_started(self, number: int, *job_ids: int) -> None:
-        self.say(FrameKind.STARTED, number, wire.encode_ids(job_ids))
+    def begin(self, number: int) -> None:
+        """Give a batch to the model."""
+        self.marks.begun = number
+
+    def say_alone(self, number: int, item: Item) -> None:
+        """Say that the batch failed and this item of it runs again, alone."""
+        self.say(FrameKind.STARTED, number, wire.encode_ids([item.job_id]))
 
     def say_outcome(self, number: int, outcome: Outcome) -> None:
         self.say(FrameKind.OUTCOME, number, *wire.encode_outcome(outcome))
@@ -61,6 +67,14 @@ class ScriptedWorker:
         """Give an item a final answer: its own body, or `text`."""
         data = bytes(item.request.inputs[0].data) if text is None else text
         self.say_outcome(number, Outcome(item.job_id, outputs=[Tensor("body", "BYTES", (), data)]))
+
+    async def serve(self) -> None:
+        """Answer every batch, until something else is heard."""
+        while True:
+            number, items = await self.hear_batch()
+            self.begin(number)
+            for item in items:
+                self.answer(number, item)
 
     async def hear(self, kind: FrameKind) -> Frame:
         """Wait for the next frame, which must be of this kind."""

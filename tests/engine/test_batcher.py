@@ -34,23 +34,27 @@ def job(size: int = 1, **fields: Any) -> Job:
     return Job(request(size, **fields))
 
 
+def next_batch(queue: JobQueue) -> "asyncio.Future[list[Job]]":
+    """Ask for a batch, as a worker does."""
+    batch: asyncio.Future[list[Job]] = asyncio.get_running_loop().create_future()
+    queue.ask(batch.set_result)
+    return batch
+
+
 async def taken(queue: JobQueue, timeout_s: float = 5.0) -> list[Job]:
-    return await asyncio.wait_for(queue.next_batch(), timeout_s)
+    return await asyncio.wait_for(next_batch(queue), timeout_s)
 
 
 class QueueModel(RuleBasedStateMachine):
-    """The queue beside a plain list that does the same, on a loop of its own."""
+    """The queue beside plain lists that do the same. Without a delay it hands out at once, or never."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.limit, self.batch_size = 6, 4
         self.queue = JobQueue(self.limit, batch_size=self.batch_size)
         self.waiting: list[Job] = []
+        self.askers: list[list[list[Job]]] = []  # what each was given: nothing yet
         self.held: list[Job] = []
-
-    def teardown(self) -> None:
-        self.loop.close()
 
     @rule(size=st.integers(1, 5), name=st.sampled_from("ab"), expires=st.booleans())
     def put(self, size: int, name: str, expires: bool) -> None:
@@ -67,6 +71,7 @@ class QueueModel(RuleBasedStateMachine):
             assert size <= self.batch_size
             assert len(self.waiting) < self.limit
             self.waiting.append(new)
+            self.hand_out()
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -83,6 +88,7 @@ class QueueModel(RuleBasedStateMachine):
         self.queue.put_back(self.held)
         self.waiting = [each for each in self.held if not each.dead] + self.waiting
         self.held = []
+        self.hand_out()
 
     @precondition(lambda self: self.held)
     @rule()
@@ -91,22 +97,56 @@ class QueueModel(RuleBasedStateMachine):
             each.finish(Outcome(each.id))
         self.held = []
 
-    @precondition(lambda self: not self.held and any(not each.expired for each in self.waiting))
     @rule()
-    def next_batch(self) -> None:
-        batch = self.loop.run_until_complete(taken(self.queue))
+    def ask(self) -> None:
+        given: list[list[Job]] = []
+        self.askers.append(given)
+        self.queue.ask(given.append)
+        self.hand_out()
+
+    @precondition(lambda self: self.askers)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        given = self.askers.pop(data.draw(st.integers(0, len(self.askers) - 1)))
+        self.queue.withdraw(given.append)
+
+    @rule()
+    def take_ahead(self) -> None:
+        expected = [] if self.askers else self.batch()
+        taken_ahead = self.queue.take_ahead()
+        assert taken_ahead == (expected if sum(j.size for j in expected) == self.batch_size else [])
+        self.remove(taken_ahead)
+
+    def batch(self) -> list[Job]:
+        """What one who asked would be given."""
         live = [each for each in self.waiting if not each.expired]
-        same = [each for each in live if each.key == live[0].key]
-        expected: list[Job] = []
-        for each in same:
-            if sum(j.size for j in expected) + each.size > self.batch_size:
+        batch: list[Job] = []
+        for each in live:
+            if each.key != live[0].key:
+                continue
+            if sum(j.size for j in batch) + each.size > self.batch_size:
                 break
-            expected.append(each)
-        assert batch == expected
-        self.held = batch
-        left = {each.id for each in batch}
-        # Of the expired ones, those that were met on the way are gone.
-        self.waiting = [each for each in self.waiting if each.id not in left and each.id in self.queue._jobs]
+            batch.append(each)
+        return batch
+
+    def hand_out(self) -> None:
+        while self.askers and (expected := self.batch()):
+            assert self.askers.pop(0) == [expected]
+            self.remove(expected)
+        self.remove([])
+
+    def remove(self, batch: list[Job]) -> None:
+        """Of the expired ones, those that were met on the way are gone."""
+        self.held += batch
+        self.waiting = [
+            each
+            for each in self.waiting
+            if each not in batch and (not each.expired or each.id in self.queue._jobs)
+        ]
+
+    @invariant()
+    def nobody_is_given_what_is_not_due(self) -> None:
+        assert not any(self.askers)
 
     @invariant()
     def the_depth_is_that_of_the_live_jobs(self) -> None:
@@ -195,7 +235,7 @@ async def test_without_a_delay_a_batch_is_what_is_there() -> None:
 
 async def test_a_full_batch_does_not_wait_for_the_delay() -> None:
     queue = JobQueue(10, batch_size=4, max_batch_delay_ms=30_000)
-    waiting = asyncio.ensure_future(taken(queue))
+    waiting = next_batch(queue)
     jobs = [job(2), job(), job()]
     for each in jobs:
         await asyncio.sleep(0)
@@ -207,7 +247,7 @@ async def test_a_partial_batch_waits_for_the_delay_counted_from_its_oldest_job()
     queue = JobQueue(10, batch_size=4, max_batch_delay_ms=200)
     first, second = job(), job()
     queue.put(first)
-    waiting = asyncio.ensure_future(taken(queue))
+    waiting = next_batch(queue)
     done, _ = await asyncio.wait([waiting], timeout=0.1)
     assert not done
     queue.put(second)
@@ -255,7 +295,7 @@ async def test_a_job_that_dies_while_a_batch_is_collected_is_not_in_it() -> None
     gone, stays = job(), job()
     queue.put(gone)
     queue.put(stays)
-    waiting = asyncio.ensure_future(taken(queue))
+    waiting = next_batch(queue)
     await asyncio.sleep(0)
     gone.cancel()
     assert await waiting == [stays]
@@ -265,7 +305,7 @@ async def test_the_only_job_that_dies_while_it_is_collected_leaves_the_collector
     queue = JobQueue(10, batch_size=4, max_batch_delay_ms=50)
     gone, next_one = job(), job()
     queue.put(gone)
-    waiting = asyncio.ensure_future(taken(queue))
+    waiting = next_batch(queue)
     await asyncio.sleep(0)
     gone.cancel()
     done, _ = await asyncio.wait([waiting], timeout=0.1)
@@ -276,44 +316,73 @@ async def test_the_only_job_that_dies_while_it_is_collected_leaves_the_collector
 
 async def test_one_collector_at_a_time_in_order_of_asking() -> None:
     queue = JobQueue(10, batch_size=2, max_batch_delay_ms=20)
-    collectors = [asyncio.ensure_future(taken(queue)) for _ in range(3)]
+    asked = [next_batch(queue) for _ in range(3)]
     jobs = [job() for _ in range(6)]
     for each in jobs:
-        await asyncio.sleep(0)
         queue.put(each)
-    assert await asyncio.gather(*collectors) == [jobs[0:2], jobs[2:4], jobs[4:6]]
+    assert [each.result() for each in asked] == [jobs[0:2], jobs[2:4], jobs[4:6]]
 
 
-@pytest.mark.parametrize("ticks", range(6))
-async def test_a_collector_that_is_cancelled_loses_no_job(ticks: int) -> None:
+async def test_one_who_withdrew_is_given_nothing_and_the_next_takes_the_turn() -> None:
     queue = JobQueue(10, batch_size=2)
-    collector = asyncio.ensure_future(queue.next_batch())
-    following = asyncio.ensure_future(queue.next_batch())
-    await asyncio.sleep(0)
-    first = job()
-    queue.put(first)
-    for _ in range(ticks):
-        await asyncio.sleep(0)
-    collector.cancel()
-    await asyncio.wait([collector])
-    if collector.cancelled():
-        assert await asyncio.wait_for(following, 5) == [first]
-    else:
-        assert collector.result() == [first]
-        following.cancel()
-        await asyncio.wait([following])
+    leaves, stays = next_batch(queue), next_batch(queue)
+    queue.withdraw(leaves.set_result)
+    queue.withdraw(leaves.set_result)  # once more does no harm
+    queue.put(first := job())
+    assert stays.result() == [first]
+    assert not leaves.done()
 
 
-async def test_a_collector_cancelled_within_the_delay_leaves_its_jobs_to_the_next() -> None:
-    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=100)
-    first = job()
-    queue.put(first)
-    collector = asyncio.ensure_future(queue.next_batch())
-    await asyncio.sleep(0.01)
-    collector.cancel()
-    await asyncio.wait([collector])
-    assert queue.depth == 1
-    assert await taken(queue) == [first]
+async def test_one_who_withdraws_while_a_batch_is_collected_hands_the_turn_to_the_next() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=50)
+    queue.put(first := job())
+    collects, follows = next_batch(queue), next_batch(queue)
+    queue.withdraw(collects.set_result)
+    assert await asyncio.wait_for(follows, 5) == [first]
+    assert not collects.done()
+
+
+async def test_what_the_last_one_left_when_it_withdrew_waits_for_who_asks_next() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=50)
+    queue.put(first := job())
+    collects = next_batch(queue)
+    queue.withdraw(collects.set_result)
+    await asyncio.wait([collects], timeout=0.1)  # past the time of the batch
+    assert (queue.depth, collects.done()) == (1, False)
+    assert next_batch(queue).result() == [first]
+
+
+async def test_a_job_in_more_of_a_hurry_brings_the_batch_forward() -> None:
+    queue = JobQueue(10, batch_size=8, max_batch_delay_ms=60_000)
+    waiting = next_batch(queue)
+    queue.put(patient := job())
+    queue.put(hurried := job(deadline_s=0.5))
+    assert await asyncio.wait_for(waiting, 5) == [patient, hurried]
+    assert not hurried.expired
+
+
+async def test_a_job_in_a_hurry_that_leaves_lets_the_batch_wait_again() -> None:
+    queue = JobQueue(10, batch_size=8, max_batch_delay_ms=60_000)
+    waiting = next_batch(queue)
+    queue.put(patient := job())
+    queue.put(hurried := job(deadline_s=0.05))
+    hurried.cancel()
+    await asyncio.wait([waiting], timeout=0.1)
+    assert not waiting.done()
+    for _ in range(7):
+        queue.put(job())
+    assert waiting.result()[0] is patient
+
+
+async def test_no_timer_outlives_a_closed_queue() -> None:
+    queue = JobQueue(10, batch_size=4, max_batch_delay_ms=50)
+    queue.put(job())
+    asked = next_batch(queue)
+    queue.close(GONE)
+    timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    assert [timer for timer in timers if not timer.cancelled()] == []
+    await asyncio.wait([asked], timeout=0.1)
+    assert not asked.done()
 
 
 async def test_jobs_put_back_come_first_and_in_their_order() -> None:
@@ -356,7 +425,7 @@ async def test_putting_back_wakes_a_waiting_collector() -> None:
     only = job()
     queue.put(only)
     batch = await taken(queue)
-    waiting = asyncio.ensure_future(taken(queue))
+    waiting = next_batch(queue)
     await asyncio.sleep(0)
     queue.put_back(batch)
     assert await waiting == [only]

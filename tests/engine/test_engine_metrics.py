@@ -23,6 +23,7 @@ from mms_lite.errors import (
 )
 from mms_lite.logs import METRICS
 from mms_lite.metrics import REASONS, Histogram, VersionMetrics
+from mms_lite.transport import FrameKind
 from mms_lite.types import InferRequest, InferResponse, LoadOptions, Tensor, WorkerState
 from mms_lite.wire import Item, Outcome
 
@@ -50,7 +51,7 @@ def refusals(metrics: VersionMetrics) -> dict[str, int]:
 
 
 def run(worker: ScriptedWorker, number: int, items: list[Item]) -> None:
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     for item in items:
         worker.answer(number, item)
 
@@ -86,7 +87,7 @@ async def test_times_are_those_that_passed(
     first = send(model, b"1")
     number, items = await worker.hear_batch()
     second = send(model, b"2")
-    worker.say_started(number, items[0].job_id)
+    worker.begin(number)
     started = time.monotonic()
     await wait_until(lambda: time.monotonic() - started > 0.05)
     worker.answer(number, items[0])
@@ -168,8 +169,8 @@ async def test_what_still_waits_when_the_model_goes_is_refused_once(
 ) -> None:
     model, worker = await loaded(make_model, launcher)
     running = send(model)
-    number, items = await worker.hear_batch()
-    worker.say_started(number, items[0].job_id)
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
     waiting = [send(model), send(model)]
     await model.close(drain_s=0)
     for asked in waiting:
@@ -192,25 +193,32 @@ async def test_a_deadline_that_passes_in_the_queue_is_one_refusal(
     with pytest.raises(DeadlineExceeded):
         await late
     run(worker, number, items)
+    serving = begin(worker.serve())  # without a delay the two did not wait for each other
     await asyncio.gather(*busy)
+    serving.cancel()
     assert refusals(model.metrics) == {"deadline_exceeded": 1}
     assert counts(model.metrics)["queue_s"] == 2
     assert counts(model.metrics)["total_s"] == 3
 
 
 async def test_a_deadline_that_a_worker_finds_passed_is_one_refusal_too(
-    make_model: Make, launcher: ScriptedLauncher, ask: Ask
+    make_model: Make, launcher: ScriptedLauncher, send: Send, ask: Ask
 ) -> None:
-    """The loop is busy while it passes, so that no timer is first."""
+    """Nobody reads the answer yet, so that no timer is first."""
     model, worker = await loaded(make_model, launcher)
+    busy = send(model)
+    number, items = await worker.hear_batch()
     job = model.submit(ask("m", deadline=time.monotonic() + 0.01))
     while not job.expired:
         pass
+    run(worker, number, items)
+    await busy
+    assert refusals(model.metrics) == {"deadline_exceeded": 1}
     with pytest.raises(DeadlineExceeded):
         await job.answer()
     assert worker.heard_nothing()
     assert refusals(model.metrics) == {"deadline_exceeded": 1}
-    assert counts(model.metrics)["total_s"] == 1
+    assert counts(model.metrics)["total_s"] == 2
     assert model.metrics.cancelled == 0
 
 
@@ -220,7 +228,7 @@ async def test_a_deadline_that_passes_in_the_model_is_an_answer_and_no_refusal(
     model, worker = await loaded(make_model, launcher)
     asked = send(model, deadline=time.monotonic() + 0.5)
     number, items = await worker.hear_batch()
-    worker.say_started(number, items[0].job_id)
+    worker.begin(number)
     with pytest.raises(DeadlineExceeded):
         await asked
     worker.answer(number, items[0])  # nobody waits any more
@@ -236,8 +244,7 @@ async def test_a_client_that_leaves_is_counted_once_wherever_its_request_is(
     model, worker = await loaded(make_model, launcher)
     running, waiting = send(model, b"1"), send(model, b"2")
     number, items = await worker.hear_batch()
-    worker.say_started(number, items[0].job_id)
-    await wait_until(lambda: counts(model.metrics)["batch_rows"] == 1)
+    worker.begin(number)
     waiting.cancel()
     running.cancel()
     await asyncio.wait([running, waiting])
@@ -254,26 +261,56 @@ async def test_a_worker_that_dies_restarts_once_and_what_it_gives_back_is_counte
 ) -> None:
     model, worker = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=1000)
     asked = [send(model, b"1"), send(model, b"2")]
-    number, items = await worker.hear_batch()
-    worker.say_started(number, items[0].job_id)
+    await worker.hear_batch()  # and does not begin with it
     worker.die()
-    with pytest.raises(WorkerDied):
-        await asked[0]
-    assert counts(model.metrics)["inference_s"] == 1  # it had begun and is over
     following = await launcher.worker()
-    third = send(model, b"3")
     run(following, *await following.hear_batch())
-    await asyncio.gather(asked[1], third)
+    await asyncio.gather(*asked)
     assert model.metrics.restarts == 1
     assert counts(model.metrics) == {
-        "queue_s": 3,
+        "queue_s": 2,
         "batch_wait_s": 2,
-        "batch_rows": 2,
-        "inference_s": 2,
-        "total_s": 3,
+        "batch_rows": 1,
+        "inference_s": 1,
+        "total_s": 2,
     }
-    assert model.metrics.batch_rows.sum == 3
+    assert model.metrics.batch_rows.sum == 2
     assert refusals(model.metrics) == {}
+
+
+async def test_a_batch_that_ends_with_its_worker_is_counted_with_what_it_took(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, worker = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=1000)
+    asked = [send(model, b"1"), send(model, b"2")]
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
+    worker.die()
+    for task in asked:
+        with pytest.raises(WorkerDied):
+            await task
+    assert counts(model.metrics)["batch_rows"] == counts(model.metrics)["inference_s"] == 1
+    assert counts(model.metrics)["total_s"] == model.metrics.batch_rows.sum == 2
+
+
+async def test_no_time_is_made_up_for_a_batch_whose_turn_was_never_seen(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    """The worker says noise instead of the first answer, and had begun the next batch."""
+    model, worker = await loaded(make_model, launcher)
+    begun = time.monotonic()
+    first = send(model, b"1")
+    run(worker, *await worker.hear_batch())
+    await first
+    both = [send(model, b"2"), send(model, b"3")]
+    number, _ = await worker.hear_batch()
+    ahead, _ = await worker.hear_batch()
+    worker.say(FrameKind.OUTCOME, number, b"noise")
+    worker.begin(ahead)
+    for task in both:
+        with pytest.raises(WorkerDied):
+            await task
+    assert model.metrics.inference_s.sum <= time.monotonic() - begun
 
 
 async def test_a_batch_that_is_taken_apart_is_one_batch_from_its_first_beginning(
@@ -282,12 +319,11 @@ async def test_a_batch_that_is_taken_apart_is_one_batch_from_its_first_beginning
     model, worker = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=1000)
     asked = [send(model, b"1"), send(model, b"2")]
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
-    await wait_until(lambda: counts(model.metrics)["batch_rows"] == 1)
+    worker.begin(number)
     begun = time.monotonic()
     await wait_until(lambda: time.monotonic() - begun > 0.03)
     for item in items:
-        worker.say_started(number, item.job_id)
+        worker.say_alone(number, item)
         worker.say_outcome(number, Outcome(item.job_id, error=HandlerError("bad")))
     for task in asked:
         with pytest.raises(HandlerError):
@@ -327,7 +363,7 @@ async def test_the_lines_that_users_of_mms_grep(
     for _ in range(2):
         asked = send(model)
         number, items = await worker.hear_batch()
-        worker.say_started(number, items[0].job_id)
+        worker.begin(number)
         begun = time.monotonic()
         await wait_until(lambda since=begun: time.monotonic() - since > 0.02)
         worker.answer(number, items[0])

@@ -66,7 +66,7 @@ async def test_a_request_goes_to_a_worker_and_its_answer_comes_back(
     asked = send(model, b"question", id="abc", headers=[("A", "b")])
     number, (item,) = await worker.hear_batch()
     assert (item.request.id, item.request.headers) == ("abc", [("A", "b")])
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     worker.answer(number, item)
     assert await result(asked) == b"question"
 
@@ -123,7 +123,7 @@ async def test_several_outcomes_reach_a_stream_in_order(
     model, (worker,) = await loaded(make_model, launcher, batch_size=2)
     job = model.submit(ask("m"))
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     for seq in range(3):
         tensor = Tensor("body", "BYTES", (), b"%d" % seq)
         worker.say_outcome(number, Outcome(item.job_id, outputs=[tensor], seq=seq, final=seq == 2))
@@ -137,7 +137,7 @@ async def test_each_job_of_a_batch_is_answered_as_soon_as_its_own_outcome_is_the
     model, (worker,) = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=10_000)
     one, other = send(model, b"one"), send(model, b"other")
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     worker.answer(number, items[1])
     assert await result(other) == b"other"
     assert not one.done()
@@ -168,7 +168,7 @@ async def test_a_worker_that_dies_after_the_start_fails_what_it_held_once_and_fo
     model, (worker,) = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=5_000)
     lost = [send(model, b"1"), send(model, b"2")]
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     waiting = [send(model, b"3"), send(model, b"4")]
     worker.die()
     for task in lost:
@@ -188,7 +188,7 @@ async def test_what_a_worker_answered_before_it_died_stays_answered(
     model, (worker,) = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=5_000)
     answered, lost = send(model, b"1"), send(model, b"2")
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     worker.answer(number, items[0])
     worker.die()
     assert await result(answered) == b"1"
@@ -200,8 +200,8 @@ async def test_a_worker_that_was_killed_for_memory_is_told_apart(
 ) -> None:
     model, (worker,) = await loaded(make_model, launcher)
     asked = send(model)
-    number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
     worker.die("killed by SIGKILL", -9, oom=True)
     await refused(asked, OutOfMemory)
 
@@ -239,7 +239,7 @@ async def test_a_job_cancelled_after_it_was_sent_and_before_it_started_is_called
     cancel = await worker.hear(FrameKind.CANCEL)
     assert wire.decode_ids(cancel) == [items[0].job_id]
     worker.say_outcome(number, Outcome(items[0].job_id, error=ServingError("cancelled")))
-    worker.say_started(number, items[1].job_id)
+    worker.begin(number)
     worker.answer(number, items[1])
     assert await result(stays) == b"stays"
 
@@ -250,7 +250,7 @@ async def test_a_client_that_leaves_after_the_start_disturbs_nobody(
     model, (worker,) = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=50)
     leaves, stays = send(model, b"leaves"), send(model, b"stays")
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     worker.answer(number, items[1])
     assert await result(stays) == b"stays"
     leaves.cancel()
@@ -268,7 +268,7 @@ async def test_a_batch_over_its_time_is_failed_its_worker_killed_and_replaced(
     model, (worker,) = await loaded(make_model, launcher, response_timeout_s=0.1)
     asked = send(model)
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     error = await refused(asked, DeadlineExceeded)
     assert error.details == {"by": "server"}
     assert worker.killed
@@ -288,10 +288,10 @@ async def test_an_item_that_runs_alone_gets_its_own_time(
     )
     asked = [send(model, body) for body in (b"1", b"2", b"3")]
     number, items = await worker.hear_batch()
-    worker.say_started(number, *(item.job_id for item in items))
+    worker.begin(number)
     loop = asyncio.get_running_loop()
     for item in items:
-        worker.say_started(number, item.job_id)
+        worker.say_alone(number, item)
         until = loop.time() + 0.6 * limit_s
         await wait_until(lambda until=until: loop.time() > until)
         worker.answer(number, item)
@@ -306,7 +306,7 @@ async def test_a_client_deadline_does_not_kill_the_worker(
     asked = send(model, deadline=asyncio.get_running_loop().time() + 0.05)
     number, (item,) = await worker.hear_batch()
     assert item.remaining_ms is not None and 0 <= item.remaining_ms <= 50
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     error = await refused(asked, DeadlineExceeded)
     assert error.details == {"by": "client"}
     worker.answer(number, item)
@@ -321,12 +321,12 @@ async def ahead(model: Model, worker: ScriptedWorker, send: Send) -> tuple[list[
     """Let the worker be quick once, then give it a batch that runs and one that was sent ahead."""
     first = send(model, b"first")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     worker.answer(number, item)
     await result(first)
     runs = send(model, b"runs")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     waits = send(model, b"waits")
     next_number, (next_item,) = await worker.hear_batch()
     return [runs, number, item], [waits, next_number, next_item]
@@ -345,6 +345,57 @@ async def test_a_batch_sent_ahead_to_a_worker_that_dies_is_served_by_the_next(
     assert await result(waits) == b"waits"
 
 
+async def test_a_worker_that_dies_between_two_batches_keeps_the_first_answer_and_gives_the_other_back(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    (runs, number, item), (waits, _, _) = await ahead(model, worker, send)
+    worker.answer(number, item)  # still in the socket when the worker ends
+    worker.die()
+    assert await result(runs) == b"runs"
+    restarted = await launcher.worker()
+    number, (item,) = await restarted.hear_batch()
+    restarted.answer(number, item)
+    assert await result(waits) == b"waits"
+
+
+async def test_a_worker_that_dies_in_its_next_batch_loses_that_one_only(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    (runs, number, item), (waits, next_number, _) = await ahead(model, worker, send)
+    queued = send(model, b"queued")
+    await asyncio.sleep(0)
+    worker.answer(number, item)  # the server has not read it when the next batch has begun
+    worker.begin(next_number)
+    worker.die()
+    assert await result(runs) == b"runs"
+    await refused(waits, WorkerDied)
+    restarted = await launcher.worker()
+    number, (item,) = await restarted.hear_batch()
+    restarted.answer(number, item)
+    assert await result(queued) == b"queued"
+
+
+async def test_what_a_process_had_begun_says_nothing_of_the_next_process(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    lost = send(model, b"lost")
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
+    worker.die()
+    await refused(lost, WorkerDied)
+    asked = send(model, b"patient")
+    second = await launcher.worker()
+    await second.hear_batch()
+    second.die()
+    third = await launcher.worker()
+    number, (item,) = await third.hear_batch()
+    third.answer(number, item)
+    assert await result(asked) == b"patient"
+
+
 async def test_the_time_of_a_batch_sent_ahead_begins_with_its_turn(
     make_model: Make, launcher: ScriptedLauncher, send: Send, wait_until: Wait
 ) -> None:
@@ -352,7 +403,7 @@ async def test_the_time_of_a_batch_sent_ahead_begins_with_its_turn(
     model, (worker,) = await loaded(make_model, launcher, response_timeout_s=limit_s)
     loop = asyncio.get_running_loop()
     for task, number, item in await ahead(model, worker, send):
-        worker.say_started(number, item.job_id)
+        worker.begin(number)
         until = loop.time() + 0.65 * limit_s
         await wait_until(lambda until=until: loop.time() > until)
         worker.answer(number, item)
@@ -365,8 +416,10 @@ async def test_a_batch_sent_ahead_is_called_back_when_its_client_leaves(
 ) -> None:
     model, (worker,) = await loaded(make_model, launcher)
     (runs, number, item), (waits, _, next_item) = await ahead(model, worker, send)
+    assert worker.marks.cancels == 0
     waits.cancel()
     assert wire.decode_ids(await worker.hear(FrameKind.CANCEL)) == [next_item.job_id]
+    assert worker.marks.cancels == 1  # else the worker would not look for it
     worker.answer(number, item)
     assert await result(runs) == b"runs"
 
@@ -391,6 +444,30 @@ async def test_a_request_that_cannot_cross_fails_alone_and_costs_no_worker(
     assert not worker.killed
 
 
+async def test_a_batch_of_requests_that_cannot_cross_does_not_lose_its_worker(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher, batch_size=2)
+    for _ in range(3):
+        bad = [send(model, id="a\0b"), send(model, id=SURROGATE)]
+        for task in bad:
+            await refused(task, InvalidRequest)
+    first = send(model, b"first")
+    number, (item,) = await worker.hear_batch()
+    worker.begin(number)
+    waits = [send(model, id="a\0b"), send(model, id=SURROGATE)]  # for a worker that is busy
+    await asyncio.sleep(0)
+    worker.answer(number, item)
+    assert await result(first) == b"first"
+    for task in waits:
+        await refused(task, InvalidRequest)
+    good = send(model, b"good")
+    number, (item,) = await worker.hear_batch()
+    worker.answer(number, item)
+    assert await result(good) == b"good"
+    assert not worker.killed
+
+
 def answer_for_a_stranger() -> tuple[FrameKind, bytes]:
     return FrameKind.OUTCOME, wire.encode_outcome(Outcome(2**40))[0]
 
@@ -407,8 +484,6 @@ def error_meta(rare: bytes, job_id: int = 0) -> bytes:
         (FrameKind.OUTCOME, error_meta(b"[]")),
         (FrameKind.OUTCOME, error_meta(b'{"code": "load_failed", "details": {"message": 1}}')),
         (FrameKind.STARTED, b"noise"),
-        (FrameKind.METRICS, b"noise"),
-        (FrameKind.METRICS, b'{"lines": 5}'),
         (FrameKind.STOP, b""),
         (FrameKind.BATCH, b""),
         (FrameKind.RESULT, b""),
@@ -419,8 +494,6 @@ def error_meta(rare: bytes, job_id: int = 0) -> bytes:
         "list for error",
         "odd details",
         "noise started",
-        "noise metrics",
-        "odd metrics",
         "stop",
         "batch",
         "result",
@@ -432,7 +505,7 @@ async def test_a_worker_that_talks_nonsense_is_killed_and_replaced(
     model, (worker,) = await loaded(make_model, launcher)
     asked = send(model)
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     worker.say(kind, number, meta)
     await refused(asked, WorkerDied)
     assert worker.killed
@@ -546,7 +619,7 @@ async def test_workers_that_cannot_be_restarted_fail_the_requests_that_wait(
     launcher.failures = [broken("the disk is gone") for _ in range(3)]
     held, waiting = send(model, b"held"), send(model, b"waiting")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     worker.die()
     await refused(held, WorkerDied)
     await refused(waiting, ModelNotReady, "workers cannot be started")
@@ -568,7 +641,7 @@ async def test_workers_that_cannot_be_restarted_also_fail_those_who_wait_for_roo
     model, (worker,) = await loaded(make_model, launcher, queue_size=1)
     launcher.failures = [broken("the disk is gone") for _ in range(3)]
     held = send(model, b"held")
-    number, (item,) = await worker.hear_batch()
+    number, _ = await worker.hear_batch()
     waiting = send(model, b"waiting")
 
     async def call() -> InferResponse:
@@ -576,7 +649,7 @@ async def test_workers_that_cannot_be_restarted_also_fail_those_who_wait_for_roo
 
     for_room = begin(call())
     await asyncio.sleep(0)
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     worker.die()
     await refused(held, WorkerDied)
     await refused(waiting, ModelNotReady)
@@ -622,9 +695,9 @@ async def test_a_worker_may_ask_another_model_while_it_runs(
     model, (worker,) = await loaded(make_model, launcher, call=call)
     asked = send(model)
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     for conversation, name in ((7, "other"), (8, "unknown")):
-        question = wire.encode_item(Item(0, None, InferRequest(id="sub", model=name)))
+        question = wire.encode_item(0, None, InferRequest(id="sub", model=name))
         worker.say(FrameKind.CALL, conversation, *wire.join_batch([question]))
         frame = await worker.hear(FrameKind.RESULT)
         assert frame.conversation == conversation
@@ -646,7 +719,7 @@ async def test_a_call_that_fails_in_an_unforeseen_way_is_still_answered(
         raise RuntimeError("a defect")
 
     _model, (worker,) = await loaded(make_model, launcher, call=call)
-    question = wire.encode_item(Item(0, None, InferRequest(id="sub", model="m")))
+    question = wire.encode_item(0, None, InferRequest(id="sub", model="m"))
     worker.say(FrameKind.CALL, 7, *wire.join_batch([question]))
     frame: Frame = await asyncio.wait_for(worker.hear(FrameKind.RESULT), 3)
     assert wire.decode_outcome(frame).error is not None
@@ -674,7 +747,7 @@ async def test_a_call_ends_with_the_worker_that_made_it(
         raise AssertionError
 
     _, (worker,) = await loaded(make_model, launcher, call=call)
-    question = wire.encode_item(Item(0, None, InferRequest(id="sub", model="m")))
+    question = wire.encode_item(0, None, InferRequest(id="sub", model="m"))
     worker.say(FrameKind.CALL, 7, *wire.join_batch([question]))
     for _ in range(20):
         await asyncio.sleep(0)
@@ -699,7 +772,7 @@ async def test_a_worker_that_retires_takes_no_more_and_finishes_what_it_holds(
     model, (worker,) = await loaded(make_model, launcher)
     held = send(model, b"held")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     closing = begin(model.close(drain_s=10))
     await asyncio.sleep(0)
     with pytest.raises(ModelNotReady, match="unloaded"):
@@ -711,13 +784,33 @@ async def test_a_worker_that_retires_takes_no_more_and_finishes_what_it_holds(
     assert worker.ended.result().code == 0
 
 
+@pytest.mark.parametrize("ticks", range(6))
+async def test_requests_that_come_while_a_worker_retires_are_answered_and_it_retires_all_the_same(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, ticks: int
+) -> None:
+    model, workers = await loaded(make_model, launcher, 2)
+    serving = [begin(worker.serve()) for worker in workers]
+    scaling = begin(model.scale(1, 1))
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    asked = [send(model, b"%d" % n) for n in range(2)]
+    assert [await result(task) for task in asked] == [b"0", b"1"]
+    await asyncio.wait_for(scaling, 5)
+    asked = [send(model, b"%d" % n) for n in range(4)]
+    assert [await result(task) for task in asked] == [b"0", b"1", b"2", b"3"]
+    stays, leaves = workers
+    assert (leaves.ended.result().code, stays.ended.done()) == (0, False)
+    for task in serving:
+        task.cancel()
+
+
 async def test_a_worker_that_does_not_finish_in_its_grace_is_killed_and_its_clients_told(
     make_model: Make, launcher: ScriptedLauncher, send: Send
 ) -> None:
     model, (worker,) = await loaded(make_model, launcher)
     held, waiting = send(model, b"held"), send(model, b"waiting")
-    number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
     await asyncio.wait_for(model.close(drain_s=0.05), 5)
     assert worker.killed
     await refused(held, WorkerDied)
@@ -730,8 +823,8 @@ async def test_a_worker_that_dies_in_the_moment_it_retires_leaves_no_client_wait
     model, (one, other) = await loaded(make_model, launcher, 2)
     asked = [send(model, b"1"), send(model, b"2")]
     for worker in (one, other):
-        number, (item,) = await worker.hear_batch()
-        worker.say_started(number, item.job_id)
+        number, _ = await worker.hear_batch()
+        worker.begin(number)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     scaling = begin(model.scale(0, 0))
@@ -790,7 +883,7 @@ async def test_scaling_to_zero_leaves_no_request_waiting_for_a_worker_that_never
     model, (worker,) = await loaded(make_model, launcher)
     held, waiting = send(model, b"held"), send(model, b"waiting")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     scaling = begin(model.scale(0, 0))
     await asyncio.sleep(0.02)  # it takes no more work now
     worker.answer(number, item)
@@ -824,7 +917,7 @@ async def test_a_scale_down_whose_caller_leaves_still_ends_its_worker(
     model, (worker,) = await loaded(make_model, launcher, response_timeout_s=1.0)
     held = send(model, b"held")
     number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    worker.begin(number)
     scaling = begin(model.scale(0, 0))
     for _ in range(10):
         await asyncio.sleep(0)
@@ -843,8 +936,8 @@ async def test_closing_keeps_its_time_while_a_scale_down_waits_for_a_hung_worker
 ) -> None:
     model, (worker,) = await loaded(make_model, launcher, response_timeout_s=5.0)
     held = send(model)
-    number, (item,) = await worker.hear_batch()
-    worker.say_started(number, item.job_id)
+    number, _ = await worker.hear_batch()
+    worker.begin(number)
     scaling = begin(model.scale(0, 0))
     await asyncio.sleep(0.02)
     loop = asyncio.get_running_loop()

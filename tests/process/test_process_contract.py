@@ -5,10 +5,13 @@ Each test ends with the same two assertions (`still_serves`): a good request suc
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -66,6 +69,51 @@ async def test_a_worker_killed_mid_batch_fails_that_batch_and_no_other(
     assert (worker.restarts, worker.last_exit) == (1, "killed by SIGKILL")
     assert worker.pid != pid
     await still_serves(processes, "gate")
+
+
+async def test_a_worker_killed_mid_batch_had_not_begun_the_one_sent_ahead_which_the_next_one_answers(
+    processes: Bench, ask: Ask, tmp_path: Path, wait_until: Wait, still_serves: Check
+) -> None:
+    await processes.load("gate")
+    for _ in range(3):
+        await processes.engine.infer(ask("gate", "quick"))  # so that batches are sent ahead
+    gate = tmp_path / "gate"
+    lost = begin(processes.engine.infer(ask("gate", str(gate))))
+    await wait_until(gate.with_suffix(".started").exists, "the batch to run")
+    ahead, queued = [begin(processes.engine.infer(ask("gate", each))) for each in ("ahead", "queued")]
+    await asyncio.sleep(0)
+    status = processes.engine.describe("gate")
+    assert (status.in_flight, status.queue_depth) == (2, 1)
+    pid = pid_of(processes, "gate")
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        await asyncio.wait_for(lost, 10)
+    assert body(await asyncio.wait_for(ahead, 10)) == b"ahead"
+    assert body(await asyncio.wait_for(queued, 10)) == b"queued"
+    await still_serves(processes, "gate")
+
+
+async def test_a_batch_that_was_answered_before_the_worker_died_in_the_next_stays_answered(
+    processes: Bench, ask: Ask, still_serves: Check
+) -> None:
+    await processes.load("crash")
+    for _ in range(3):
+        await processes.engine.infer(ask("crash", b"quick"))  # so that batches are sent ahead
+    words = (b"answered", b"kill", b"queued")
+    answered, lost, queued = [begin(processes.engine.infer(ask("crash", word))) for word in words]
+    await asyncio.sleep(0)
+    status = processes.engine.describe("crash")
+    assert (status.in_flight, status.queue_depth) == (2, 1)
+    pid = pid_of(processes, "crash")
+    assert pid is not None
+    while not gone(pid):  # the server reads nothing meanwhile: the first answer is still in the socket
+        pass
+    assert body(await asyncio.wait_for(answered, 10)) == b"answered"
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        await asyncio.wait_for(lost, 10)
+    assert body(await asyncio.wait_for(queued, 10)) == b"queued"
+    await still_serves(processes, "crash")
 
 
 @pytest.mark.parametrize(
@@ -359,33 +407,44 @@ async def test_a_worker_starts_in_a_bare_interpreter_with_the_standard_library_a
     assert {n.split(".")[1] for n in inside} <= {"errors", "types", "transport", "wire", "worker"}
 
 
-async def test_an_interpreter_that_is_not_there_is_a_load_error(store: Any, make_model: Any) -> None:
-    model = make_model(launcher_with(dict(os.environ)), path=str(store.add("echo")), python="/no/such/python")
-    with pytest.raises(LoadError, match="interpreter"):
-        await model.scale(1, 1)
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
-async def test_a_runtime_that_is_not_there_is_a_load_error_and_leaks_no_socket(
-    store: Any, make_model: Any
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [({"python": "/no/such/python"}, "interpreter"), ({"runtime": "no-such-python2"}, "no-such-python2")],
+    ids=["interpreter", "runtime"],
+)
+async def test_a_python_that_is_not_there_is_a_load_error_and_leaks_no_descriptor(
+    store: Any, make_model: Any, fields: dict[str, Any], match: str
 ) -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
-    model = make_model(
-        launcher_with({"PATH": "/no/such/folder"}), path=str(store.add("echo")), runtime="no-such-python2"
-    )
+    model = make_model(launcher_with({"PATH": "/no/such/folder"}), path=str(store.add("echo")), **fields)
     before = open_files()
-    with pytest.raises(LoadError, match="no-such-python2"):
+    with pytest.raises(LoadError, match=match):
         await model.scale(1, 1)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(("module", "name"), [(socket, "socketpair"), (os, "truncate"), (mmap, "mmap")])
+async def test_a_worker_that_cannot_be_started_for_want_of_a_resource_leaks_no_descriptor(
+    store: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    def refuse(*_args: Any) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    model = make_model(launcher_with(dict(os.environ)), path=str(store.add("echo")))
+    before = open_files()
+    with monkeypatch.context() as short:
+        short.setattr(module, name, refuse)
+        with pytest.raises(LoadError, match="Too many open files"):
+            await model.scale(1, 1)
     assert open_files() == before
 
 
 async def test_restarts_and_reloads_leak_no_descriptor(
     processes: Bench, ask: Ask, still_serves: Check, wait_until: Wait
 ) -> None:
-    def open_files() -> int:
-        return len(os.listdir("/proc/self/fd"))
-
     await processes.load("crash")
 
     async def crash_and_reload() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mms_lite.frontends import mms
-from mms_lite.frontends.http import HttpListener
+from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import HttpRequest, Limits
 from mms_lite.types import LoadOptions
 

@@ -2,7 +2,8 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 
 from mms_lite import wire
 from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, OutOfMemory
-from mms_lite.transport import BlockingConnection, ConnectionClosed, ExitCode, Frame, FrameKind, encode
+from mms_lite.transport import (
+    BlockingConnection,
+    ConnectionClosed,
+    ExitCode,
+    Frame,
+    FrameKind,
+    Marks,
+    encode,
+)
 from mms_lite.types import InferRequest, Tensor
-from mms_lite.wire import Item, Outcome
+from mms_lite.wire import Outcome
 from mms_lite.worker import loop
 
 
@@ -24,6 +33,7 @@ class Server:
         ours.settimeout(10)
         self._ours, self._theirs = ours, theirs
         self.connection = BlockingConnection(ours)
+        self.marks = Marks(bytearray(Marks.SIZE))
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -31,7 +41,7 @@ class Server:
         self._thread.start()
 
     def _run(self) -> None:
-        self.code = loop.run(BlockingConnection(self._theirs))
+        self.code = loop.run(BlockingConnection(self._theirs), self.marks)
         self._theirs.close()
 
     def load(self, path: Path, **settings: Any) -> dict[str, Any]:
@@ -51,6 +61,10 @@ class Server:
     def send(self, kind: FrameKind, number: int, meta: bytes = b"", buffers: Any = ()) -> None:
         self.connection.send(encode(kind, number, meta, list(buffers)))
 
+    def cancel(self, *job_ids: int) -> None:
+        self.send(FrameKind.CANCEL, 0, wire.encode_ids(job_ids))
+        self.marks.cancels += 1
+
     def hear(self, kind: FrameKind) -> Frame:
         while (frame := self.connection.recv()).kind is FrameKind.METRICS:
             pass
@@ -62,6 +76,11 @@ class Server:
 
     def hear_started(self) -> list[int]:
         return wire.decode_ids(self.hear(FrameKind.STARTED))
+
+    def hear_lines(self) -> list[str]:
+        frame = self.connection.recv()
+        assert frame.kind is FrameKind.METRICS
+        return wire.decode_lines(frame)
 
     def exit_code(self) -> int | None:
         self._thread.join(10)
@@ -82,12 +101,21 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-def batch(*bodies: bytes, remaining_ms: int | None = None) -> tuple[bytes, list[Any]]:
+def batch(*bodies: bytes, first: int = 1, remaining_ms: int | None = None) -> tuple[bytes, Any]:
+    """Return a BATCH frame's meta block and buffers; its jobs are numbered from `first`."""
     parts = []
-    for number, body in enumerate(bodies, start=1):
+    for number, body in enumerate(bodies, start=first):
         request = InferRequest(id=f"r{number}", model="m", inputs=[Tensor("body", "BYTES", (), body)])
-        parts.append(wire.encode_item(Item(number, remaining_ms, request)))
+        parts.append(wire.encode_item(number, remaining_ms, request))
     return wire.join_batch(parts)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until the worker's thread has come so far."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
 
 
 def text(outcome: Outcome) -> bytes:
@@ -95,12 +123,12 @@ def text(outcome: Outcome) -> bytes:
     return bytes(outcome.outputs[0].data)
 
 
-def test_a_batch_is_announced_and_answered_item_by_item(server: Server, store: Any) -> None:
+def test_a_batch_is_answered_item_by_item(server: Server, store: Any) -> None:
     assert "error" not in server.load(store.add("echo"))
     server.send(FrameKind.BATCH, 5, *batch(b"a", b"b"))
-    started = server.hear(FrameKind.STARTED)
-    assert (started.conversation, wire.decode_ids(started)) == (5, [1, 2])
-    outcomes = [server.hear_outcome() for _ in range(2)]
+    answers = [server.hear(FrameKind.OUTCOME) for _ in range(2)]
+    assert [answer.conversation for answer in answers] == [5, 5]
+    outcomes = [wire.decode_outcome(answer) for answer in answers]
     assert [(each.job_id, text(each), each.final) for each in outcomes] == [(1, b"a", True), (2, b"b", True)]
 
 
@@ -114,7 +142,6 @@ def test_a_stop_behind_a_batch_comes_after_its_answers(server: Server, store: An
     server.load(store.add("echo"))
     server.send(FrameKind.BATCH, 5, *batch(b"a"))
     server.send(FrameKind.STOP, 0)
-    server.hear_started()
     assert text(server.hear_outcome()) == b"a"
     assert server.exit_code() == ExitCode.STOPPED
 
@@ -157,53 +184,102 @@ def test_nonsense_after_load_is_a_protocol_error(
     assert server.exit_code() == ExitCode.PROTOCOL
 
 
-def test_a_cancelled_job_never_runs_and_still_gets_its_outcome(
+def test_a_batch_is_marked_as_begun_when_the_model_gets_it_and_not_before(
+    server: Server, store: Any, tmp_path: Path
+) -> None:
+    server.load(store.add("gate"))
+    gates = [tmp_path / "one", tmp_path / "two"]
+    for number, gate in enumerate(gates, start=7):
+        server.send(FrameKind.BATCH, number, *batch(str(gate).encode()))
+    for number, gate in enumerate(gates, start=7):
+        until(gate.with_suffix(".started").exists)
+        assert server.marks.begun == number
+        gate.touch()
+        server.hear_outcome()
+
+
+def test_the_answers_of_a_batch_have_left_before_the_next_one_begins(
+    server: Server, store: Any, tmp_path: Path
+) -> None:
+    # What the next one does to this process must not take them along.
+    server.load(store.add("gate"))
+    gate = tmp_path / "gate"
+    server.send(FrameKind.BATCH, 1, *batch(b"first"))  # its metrics leave at once, the next ones later
+    server.hear_outcome()
+    server.send(FrameKind.BATCH, 2, *batch(b"a", b"b"))
+    server.send(FrameKind.BATCH, 3, *batch(str(gate).encode(), first=3))
+    until(gate.with_suffix(".started").exists)
+    assert [text(server.hear_outcome()) for _ in range(2)] == [b"a", b"b"]
+    assert not gate.exists()
+    gate.touch()
+    assert server.hear_outcome().job_id == 3
+
+
+def test_a_cancelled_job_of_a_batch_sent_ahead_never_runs_and_still_gets_its_outcome(
     server: Server, store: Any, tmp_path: Path
 ) -> None:
     server.load(store.add("gate"))
     gate, never = tmp_path / "gate", tmp_path / "never"
     server.send(FrameKind.BATCH, 1, *batch(str(gate).encode()))
-    server.hear_started()
-    request = [(11, str(never)), (12, "stays")]
-    parts = [
-        wire.encode_item(
-            Item(n, None, InferRequest(id="r", model="m", inputs=[Tensor("body", "BYTES", (), b.encode())]))
-        )
-        for n, b in request
-    ]
-    server.send(FrameKind.BATCH, 2, *wire.join_batch(parts))
-    server.send(FrameKind.CANCEL, 0, wire.encode_ids([11]))
+    until(gate.with_suffix(".started").exists)
+    server.send(FrameKind.BATCH, 2, *batch(str(never).encode(), b"stays", first=11))
+    server.cancel(11)
     gate.touch()
     server.hear_outcome()
     cancelled = server.hear_outcome()
     assert (cancelled.job_id, cancelled.final) == (11, True) and cancelled.error is not None
-    assert server.hear_started() == [12]
     assert text(server.hear_outcome()) == b"stays"
     assert not never.with_suffix(".started").exists()
 
 
-def test_a_batch_whose_jobs_are_all_cancelled_or_late_is_not_started(server: Server, store: Any) -> None:
+def test_each_of_several_cancels_is_seen_in_time(server: Server, store: Any, tmp_path: Path) -> None:
+    server.load(store.add("gate"))
+    gate = tmp_path / "gate"
+    server.cancel(98)  # for a batch that was answered meanwhile
+    server.send(FrameKind.BATCH, 1, *batch(str(gate).encode()))
+    until(gate.with_suffix(".started").exists)
+    server.send(FrameKind.BATCH, 2, *batch(b"a", b"b", b"c", b"d", first=11))
+    for job_id in (11, 99, 13, 14):
+        server.cancel(job_id)
+    gate.touch()
+    server.hear_outcome()
+    ran = {each.job_id: each.error is None for each in [server.hear_outcome() for _ in range(4)]}
+    assert ran == {11: False, 12: True, 13: False, 14: False}
+
+
+def test_a_cancel_that_is_still_on_its_way_holds_nothing_up(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    server.marks.cancels += 1
+    server.send(FrameKind.BATCH, 5, *batch(b"a"))
+    assert text(server.hear_outcome()) == b"a"
+    server.send(FrameKind.CANCEL, 0, wire.encode_ids([1]))
+    server.send(FrameKind.BATCH, 6, *batch(b"b", first=2))
+    assert text(server.hear_outcome()) == b"b"
+
+
+def test_a_batch_whose_jobs_are_all_cancelled_or_late_is_not_begun(
+    server: Server, store: Any, tmp_path: Path
+) -> None:
     server.load(store.add("counts"))
     server.send(FrameKind.BATCH, 2, *batch(b"late", b"too", remaining_ms=0))
     assert [type(server.hear_outcome().error) for _ in range(2)] == [DeadlineExceeded] * 2
+    assert server.marks.begun == 0
     server.send(FrameKind.BATCH, 3, *batch(b""))
-    server.hear_started()
     assert b'"batch": 1' in text(server.hear_outcome())
+    assert server.marks.begun == 3
 
 
 def test_any_number_of_cancels_to_an_idle_worker_does_no_harm(server: Server, store: Any) -> None:
     server.load(store.add("echo"))
     for _ in range(3000):
-        server.send(FrameKind.CANCEL, 0, wire.encode_ids([99]))
+        server.cancel(99)
     server.send(FrameKind.BATCH, 5, *batch(b"a"))
-    server.hear_started()
     assert text(server.hear_outcome()) == b"a"
 
 
 def test_in_a_failed_batch_each_item_runs_alone_with_a_start_of_its_own(server: Server, store: Any) -> None:
     server.load(store.add("poison"))
     server.send(FrameKind.BATCH, 5, *batch(b"a", b"poison", b"b"))
-    assert server.hear_started() == [1, 2, 3]
     for number in (1, 2, 3):
         assert server.hear_started() == [number]
         outcome = server.hear_outcome()
@@ -214,25 +290,51 @@ def test_in_a_failed_batch_each_item_runs_alone_with_a_start_of_its_own(server: 
 def test_without_isolation_a_failed_batch_fails_whole(server: Server, store: Any) -> None:
     server.load(store.add("poison"), isolate_failures=False)
     server.send(FrameKind.BATCH, 5, *batch(b"a", b"poison"))
-    server.hear_started()
     assert [type(server.hear_outcome().error) for _ in range(2)] == [HandlerError, HandlerError]
 
 
 def test_metrics_follow_the_answers(server: Server, store: Any) -> None:
     server.load(store.add("echo"))
     server.send(FrameKind.BATCH, 5, *batch(b"a"))
-    server.hear_started()
     server.hear_outcome()
-    metrics = server.connection.recv()
-    assert metrics.kind is FrameKind.METRICS
-    (line,) = wire.decode_json(metrics)["lines"]
+    (line,) = server.hear_lines()
     assert line.startswith("PredictionTime.Milliseconds:")
+
+
+def test_metrics_of_batches_that_follow_closely_come_by_themselves(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    for number in (1, 2, 3):
+        server.send(FrameKind.BATCH, number, *batch(b"a"))
+    lines: list[str] = []
+    answers = 0
+    while len(lines) < 3:  # and nothing more is sent
+        frame = server.connection.recv()
+        if frame.kind is FrameKind.METRICS:
+            lines += wire.decode_lines(frame)
+        else:
+            answers += 1
+    assert (len(lines), answers) == (3, 3)
+
+
+def test_a_worker_told_to_stop_sends_the_metrics_it_has(server: Server, store: Any) -> None:
+    server.load(store.add("echo"))
+    for number in (1, 2, 3):
+        server.send(FrameKind.BATCH, number, *batch(b"a"))
+    server.send(FrameKind.STOP, 0)
+    assert server.exit_code() == ExitCode.STOPPED
+    lines: list[str] = []
+    with pytest.raises(ConnectionClosed):
+        while True:
+            frame = server.connection.recv()
+            lines += wire.decode_lines(frame) if frame.kind is FrameKind.METRICS else []
+    assert len(lines) == 3
 
 
 def test_a_call_to_another_model_waits_for_its_own_result_and_keeps_what_else_comes() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        server, worker = BlockingConnection(ours), loop._Loop(BlockingConnection(theirs))
+        server, marks = BlockingConnection(ours), Marks(bytearray(Marks.SIZE))
+        worker = loop._Loop(BlockingConnection(theirs), marks)
         answers: list[Outcome] = []
         question = InferRequest(id="q", model="other", inputs=[], headers=[])
         thread = threading.Thread(target=lambda: answers.append(worker.call(question)))

@@ -9,7 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class TorchBackend:
         if settings.device is not None and not torch.cuda.is_available():
             settings = on_cpu(settings, "this PyTorch has no CUDA or finds no GPU")
         device = torch.device("cpu" if settings.device is None else f"cuda:{settings.device}")
-        torch.set_num_threads(settings.threads)
+        _share_cpus(settings.threads)
         path = settings.files[0]
         try:
             opened = _open_export if is_export(path) else _open_script
@@ -99,6 +99,13 @@ class TorchBackend:
     def close(self) -> None:
         """Let go of the program."""
         self._call = None
+
+
+def _share_cpus(threads: int) -> None:
+    """Let operators use `threads` CPUs, and branches that TorchScript forks run one after the other."""
+    torch.set_num_threads(threads)
+    with suppress(RuntimeError):  # can be set once in a process: tests open several models in one
+        torch.set_num_interop_threads(1)
 
 
 def _open_script(path: Path, device: torch.device, settings: BackendSettings) -> _Program:

@@ -237,6 +237,7 @@ def test_threads_are_those_of_the_settings(tmp_path: Path) -> None:
     try:
         open_file(*make(tmp_path).files, threads=2)
         assert torch.get_num_threads() == 2
+        assert torch.get_num_interop_threads() == 1  # else branches that are forked double them
     finally:
         torch.set_num_threads(before)
 
