@@ -99,7 +99,6 @@ class Server:
         for number in ends:
             loop.add_signal_handler(number, self.stop)
         _allow_many_files()
-        _let_models_run()
         work_dir = WorkDir(self._config.temp_directory)
         try:
             await asyncio.to_thread(work_dir.make)
@@ -364,16 +363,6 @@ def _allow_many_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _let_models_run() -> None:
-    """Have the kernel finish a worker's time slice before it wakes this thread on the same core (Linux).
-
-    Where the cores are full, each answer would else interrupt the model that was about to start its next
-    batch. On a free core the thread wakes as fast as ever. Workers inherit it.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def serve(loaded: LoadedConfig, *, report: Report, access: Access, instance: Instance) -> int:

@@ -124,6 +124,12 @@ def encode(
     kind: FrameKind, conversation: int, meta: bytes = b"", buffers: Sequence[Buffer] = ()
 ) -> list[Buffer]:
     """Return the pieces of a frame, ready for `sendmsg`; large buffers are passed through uncopied."""
+    if len(buffers) == 1:  # nearly always
+        only = buffers[0]
+        view = only if isinstance(only, (bytes, bytearray)) else _octets(only)
+        head = _HEAD.pack(PROTOCOL_VERSION, kind, conversation, len(meta), 1)
+        lead = head + _LENGTH.pack(len(view)) + meta
+        return [lead, view] if len(view) else [lead]
     views = [b if isinstance(b, (bytes, bytearray)) else _octets(b) for b in buffers]
     lengths = b"".join([_LENGTH.pack(len(b)) for b in views])
     head = _HEAD.pack(PROTOCOL_VERSION, kind, conversation, len(meta), len(buffers))
@@ -205,7 +211,10 @@ class Decoder:
         size = _HEAD.size + count * _LENGTH.size + meta_bytes
         if size > here or size > self._max or version != PROTOCOL_VERSION:
             return 0  # the long way, with its checks
-        lengths = [n for (n,) in _LENGTH.iter_unpack(scratch[start + _HEAD.size : at])]
+        if count == 1:
+            lengths = _LENGTH.unpack_from(scratch, at - _LENGTH.size)
+        else:
+            lengths = tuple(n for (n,) in _LENGTH.iter_unpack(scratch[start + _HEAD.size : at]))
         size += sum(lengths)
         if size > here or size > self._max or kind not in _KINDS:
             return 0

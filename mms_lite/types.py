@@ -25,7 +25,6 @@ else:
     message = dataclass(slots=True)
 
 BYTES = "BYTES"
-MMS_BATCH_DELAY_MS = 100  # where a user of MMS names none
 
 
 @message
@@ -142,7 +141,7 @@ class LoadOptions:
     handler: str | None = None
     runtime: str | None = None
     batch_size: int = 1
-    max_batch_delay_ms: int = MMS_BATCH_DELAY_MS
+    max_batch_delay_ms: int = 0
     workers: int | None = None
     response_timeout_s: float | None = None
     replace: bool = False

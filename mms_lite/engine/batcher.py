@@ -160,7 +160,8 @@ class Job:
                 raise outcome.error
             return self._response(outcome)
         finally:
-            self.cancel()
+            if self.outcome is None:
+                self.cancel()
 
     async def _next(self) -> Outcome:
         while not self._stream:
@@ -323,8 +324,8 @@ class JobQueue:
         """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
         if self._idle or not self._jobs:
             return []
-        selected = self._select()
-        return self._take(selected, 0.0) if sum(job.size for job in selected) >= self._batch_size else []
+        selected, full = self._select()
+        return self._take(selected, 0.0) if full else []
 
     def clear(self, error: ServingError) -> None:
         """Fail the jobs that wait."""
@@ -386,14 +387,14 @@ class JobQueue:
     def _hand_out(self) -> None:
         """Give batches to those who asked, as long as there are any, or look again when one is due."""
         while self._idle and self._jobs:
-            selected = self._select()
+            selected, full = self._select()
             if not selected:
                 break
             waited_s = 0.0
             if self._delay_s:
                 now = time.monotonic()
                 self._collecting_since = self._collecting_since or now
-                due = self._due(selected)
+                due = 0.0 if full else self._due(selected)
                 if due > now:
                     self._look_again(due)
                     return
@@ -403,8 +404,6 @@ class JobQueue:
 
     def _due(self, selected: list[Job]) -> float:
         """Return until when this batch may wait for more, on the monotonic clock."""
-        if sum(job.size for job in selected) >= self._batch_size:
-            return 0.0
         limits = [  # half of a client's time for the batch to fill, half for the model
             (j.enqueued_at + j.request.deadline) / 2 for j in selected if j.request.deadline is not None
         ]
@@ -423,8 +422,11 @@ class JobQueue:
         self._timer = None
         self._hand_out()
 
-    def _select(self) -> list[Job]:
-        """Return what a batch taken now would hold; jobs past their deadline leave the queue unrun."""
+    def _select(self) -> tuple[list[Job], bool]:
+        """Return what a batch taken now would hold, and whether it is full.
+
+        Jobs past their deadline leave the queue unrun.
+        """
         selected: list[Job] = []
         expired: list[Job] = []
         room = self._batch_size
@@ -440,7 +442,7 @@ class JobQueue:
                     break
         for job in expired:
             job.expire()
-        return selected
+        return selected, room == 0
 
     def _take(self, batch: list[Job], waited_s: float) -> list[Job]:
         now = time.monotonic()

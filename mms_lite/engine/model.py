@@ -52,7 +52,7 @@ class Model:
     @property
     def has_workers(self) -> bool:
         """Whether it has workers that have not given up."""
-        return self._pool.live > 0
+        return self._pool.has_live
 
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Bring the number of workers between the two and wait until the new ones have loaded or failed.
@@ -136,12 +136,14 @@ class Model:
         )
 
     def _check(self) -> None:
+        if self.state is VersionState.READY and self._pool.has_live:
+            return
         name = self.spec.name
         if self.state is VersionState.LOADING and not self._pool.ready:
             raise ModelNotReady(f"model {name} is loading")
         if self.state is VersionState.UNLOADING:
             raise ModelNotReady(f"model {name} is being unloaded")
-        if not self._pool.live:
+        if not self._pool.has_live:
             failure = self._pool.failure or self.failure
             # Why it failed may name files of the server: `describe` tells it, not an answer to a client.
             why = "failed to load" if isinstance(failure, LoadError) else "has no workers"

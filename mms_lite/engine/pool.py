@@ -52,6 +52,14 @@ class WorkerPool:
         return sum(worker.state is not WorkerState.FAILED for worker in self._workers)
 
     @property
+    def has_live(self) -> bool:
+        """Whether there is a worker that has not given up: asked for every request."""
+        for worker in self._workers:
+            if worker.state is not WorkerState.FAILED:
+                return True
+        return False
+
+    @property
     def ready(self) -> int:
         """How many workers have the model loaded now."""
         return sum(worker.state in (WorkerState.READY, WorkerState.BUSY) for worker in self._workers)
@@ -78,7 +86,8 @@ class WorkerPool:
             self.queue.clear(ModelNotReady("the model's workers cannot be started", no_workers=True))
 
     def _feed_ahead(self) -> None:
-        for worker in self._workers:
+        """Send full batches ahead, first to who holds the fewest: no other can take them from there."""
+        for worker in sorted(self._workers, key=lambda worker: worker.batches):
             worker.feed_ahead()
 
     async def scale(self, min_workers: int, max_workers: int) -> None:

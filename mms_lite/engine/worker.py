@@ -62,6 +62,13 @@ def backoff(failures: int) -> float:
     return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 20)) * random.uniform(0.75, 1.25)
 
 
+def _ahead(batch_s: float) -> int:
+    """Return how many batches may wait at a worker whose batches have taken so long of late."""
+    if batch_s >= _AHEAD_MOMENT_S:
+        return 1 if batch_s < _AHEAD_BELOW_S else 0
+    return min(_MAX_AHEAD, int(_AHEAD_MOMENT_S / max(batch_s, 1e-6)))
+
+
 class Worker:
     """One place in the pool, filled by one process after another."""
 
@@ -86,6 +93,7 @@ class Worker:
         self._crashes = 0  # in a row, without an answer in between
         self._timer: asyncio.TimerHandle | None = None
         self._batch_s = _AHEAD_BELOW_S  # running mean of a batch's duration
+        self._ahead = 0  # how many batches may wait at the process
         self._calls: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -104,6 +112,11 @@ class Worker:
     def in_flight(self) -> int:
         """How many jobs the worker holds."""
         return sum(len(batch.jobs) for batch in self._batches.values())
+
+    @property
+    def batches(self) -> int:
+        """How many batches the worker holds, the one that runs among them."""
+        return len(self._batches)
 
     def start(self) -> None:
         """Begin to live."""
@@ -284,17 +297,11 @@ class Worker:
         are shorter than the way there, as many as a moment takes: each pause between two costs more than
         what runs between.
         """
-        while self.state is WorkerState.BUSY and len(self._batches) <= self._ahead():
+        while self.state is WorkerState.BUSY and 0 < len(self._batches) <= self._ahead:
             jobs = self._pool.queue.take_ahead()
             if not jobs:
                 return
             self._dispatch(jobs)
-
-    def _ahead(self) -> int:
-        """Return how many batches may wait at the worker, by how long one has taken of late."""
-        if self._batch_s >= _AHEAD_MOMENT_S:
-            return 1 if self._batch_s < _AHEAD_BELOW_S else 0
-        return min(_MAX_AHEAD, int(_AHEAD_MOMENT_S / max(self._batch_s, 1e-6)))
 
     def _take_turn(self, batch: Batch) -> None:
         """Let a batch be the one that runs, with its full time from now on."""
@@ -388,6 +395,7 @@ class Worker:
             spent_s = batch.end(self._metrics)
             self._backend_log.add(spent_s)
             self._batch_s += (spent_s - self._batch_s) / 8
+            self._ahead = _ahead(self._batch_s)
         for following in self._batches.values():
             self._take_turn(following)
             self.feed_ahead()

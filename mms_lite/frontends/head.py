@@ -6,7 +6,7 @@ parser accepts, but what no parser could take for anything else; all that is dou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
@@ -32,6 +32,7 @@ class Head:
     path: str
     query: Sequence[tuple[str, str]]
     headers: Sequence[tuple[str, str]]
+    named: Mapping[str, str]
     length: int
     keep_alive: bool
 
@@ -100,7 +101,16 @@ def read_head(raw: bytes, limits: Limits) -> Head | None:
     path, query = split_target(target)
     headers = tuple((name.decode(), value.decode()) for name, value in read.headers)
     return Head(
-        raw, method.decode(), f"HTTP/{version}", target, path, query, headers, int(length), read.keep_alive
+        raw=raw,
+        method=method.decode(),
+        version=f"HTTP/{version}",
+        target=target,
+        path=path,
+        query=query,
+        headers=headers,
+        named={name.lower(): value for name, value in headers},
+        length=int(length),
+        keep_alive=read.keep_alive,
     )
 
 

@@ -252,7 +252,15 @@ class _Connection(asyncio.BufferedProtocol):
         body = data[start:end]
         self._begin = time.monotonic()
         self._request = HttpRequest(
-            head.method, head.path, random_id(), head.target, head.query, head.headers, body, self._remote
+            head.method,
+            head.path,
+            random_id(),
+            head.target,
+            head.query,
+            head.headers,
+            body,
+            self._remote,
+            head.named,
         )
         listener.active += 1
         listener.held_bytes += len(body)

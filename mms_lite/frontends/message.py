@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -76,7 +76,8 @@ class Limits:
 class HttpRequest:
     """A request as read. `raw_path` is the target as sent; `path` is decoded and without the query.
 
-    `headers` keep the client's spelling and order; `id` is ours; `remote` is host:port, or empty.
+    `headers` keep the client's spelling and order; `id` is ours; `remote` is host:port, or empty. `named`
+    has the first header of each name, in lower case, where the reader knows them anyway.
     """
 
     method: str
@@ -87,6 +88,7 @@ class HttpRequest:
     headers: Sequence[tuple[str, str]] = ()
     body: bytearray = field(default_factory=bytearray)
     remote: str = ""
+    named: Mapping[str, str] | None = None
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -95,6 +97,8 @@ class HttpRequest:
 
     def header(self, name: str) -> str | None:
         """Return the first header of this name in any letter case, or None; `name` is in lower case."""
+        if self.named is not None:
+            return self.named.get(name)
         for key, value in self.headers:
             if key.lower() == name:
                 return value

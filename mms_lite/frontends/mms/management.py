@@ -17,14 +17,7 @@ from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.mms.answers import json_response, method_not_allowed
 from mms_lite.frontends.mms.body import content_type, read_json
 from mms_lite.frontends.mms.description import REGISTER, SCALE
-from mms_lite.types import (
-    MMS_BATCH_DELAY_MS,
-    LoadOptions,
-    ModelStatus,
-    TensorSpec,
-    WorkerState,
-    WorkerStatus,
-)
+from mms_lite.types import LoadOptions, ModelStatus, TensorSpec, WorkerState, WorkerStatus
 
 _MAX_PAGE = 100
 _RUNNING = (WorkerState.READY, WorkerState.BUSY)
@@ -133,7 +126,7 @@ class Management:
             handler=given.text("handler"),
             runtime=given.text("runtime"),
             batch_size=given.integer("batch_size", 1),
-            max_batch_delay_ms=given.integer("max_batch_delay", MMS_BATCH_DELAY_MS),
+            max_batch_delay_ms=given.integer("max_batch_delay", 0),
             workers=workers,
             # MMS reads minutes in the query and seconds in JSON.
             response_timeout_s=(timeout if in_json else timeout * 60) if timeout > 0 else None,
