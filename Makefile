@@ -8,7 +8,7 @@ TODAY  := .venv-today
 # Its wheel for Linux on PyPI brings CUDA libraries; pytorch.org has one for the CPU alone.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install demo lint types test test-today e2e bench-backends compat clean
+.PHONY: install demo lint types test test-today e2e bench bench-all profile bench-backends compat clean
 
 install: $(STAMP)
 
@@ -52,6 +52,28 @@ e2e: $(STAMP)
 # Asks a real Multi Model Server (Java 17) and this one the same, and writes what differs.
 compat: $(STAMP)
 	$(BIN)/python benchmarks/compat/compare.py --report docs/mms-side-by-side.md
+
+# This server beside others, in turns on this machine (docs/performance.md). Needs ab and Java 17.
+REPEAT ?= 5
+SIDE_BY_SIDE := $(BIN)/python benchmarks/side_by_side
+
+# A model that costs nothing: this server, MMS and mosec, in about eight minutes.
+bench: $(STAMP)
+	$(SIDE_BY_SIDE)/bench.py W0 --servers mms-lite mms mosec --repeat $(REPEAT) --out benchmarks/results/W0.json
+	$(SIDE_BY_SIDE)/tables.py benchmarks/results/W0.json
+
+# Every workload and every server: hours.
+SERVERS ?= mms-lite mms mosec torchserve litserve mlserver
+bench-all: $(STAMP)
+	for each in W0 W1 W2 W3 W4 W5 open; do \
+	    TORCH='$(TORCH)' $(SIDE_BY_SIDE)/bench.py $$each --servers $(SERVERS) --repeat $(REPEAT) \
+	        --out benchmarks/results/$$each.json || exit 1; \
+	done
+	$(SIDE_BY_SIDE)/tables.py benchmarks/results/*.json
+
+# Where a request's microseconds go, by part of the server; written into docs/performance.md. A minute.
+profile: $(STAMP)
+	$(BIN)/python benchmarks/profile/breakdown.py
 
 # Every published model in every backend: same answers, time, memory; written into docs/backends.md.
 bench-backends: $(STAMP) $(TODAY)/.installed

@@ -73,7 +73,7 @@ def test_notes_come_after_the_table(tmp_path: Path) -> None:
             {},
             Cpus(16, 7.5),
             0,
-            ["8  affinity 16, cgroup quota 7.5", "0", "2  default_workers_per_model", "4  CPUs / workers"],
+            ["7  affinity 16, cgroup quota 7.5", "0", "2  default_workers_per_model", "3  CPUs / workers"],
         ),
         (
             "",

@@ -25,7 +25,7 @@ def cgroup(root: Path, self_lines: str, files: Mapping[str, str]) -> Path:
         ("", {}, 16),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, 16),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
-        ("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ("0::/\n", {"sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "5000 100000\n"}, 1),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "garbage"}, 16),
         ("0::/\n", {"sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 16),

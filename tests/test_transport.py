@@ -34,13 +34,13 @@ from mms_lite.transport import (
     encode,
 )
 
-HEAD = struct.Struct("!BBxxIII")
+HEAD = struct.Struct("!BBxxQII")
 ROOT = Path(__file__).resolve().parent.parent
 
 frames = st.builds(
     Frame,
     kind=st.sampled_from(FrameKind),
-    conversation=st.integers(0, 2**32 - 1),
+    conversation=st.integers(0, 2**64 - 1),
     meta=st.binary(max_size=200),
     buffers=st.lists(
         st.one_of(

@@ -11,6 +11,11 @@ from mms_lite.engine.batcher import Job
 from mms_lite.metrics import VersionMetrics
 
 _GATHER_S = 0.25
+_AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
+_MOMENT_S = 0.002  # work of this length may wait at a worker, in several batches
+_MAX_AHEAD = 15
+_LONG_S = 0.02  # a batch that keeps others waiting
+_REMEMBER = 1 - 1 / 2048  # from one batch to the next
 
 _log = logging.getLogger("mms_lite.engine")
 
@@ -34,6 +39,33 @@ class Batch:
             waited_s = self.turn_at - self.enqueued_at
             _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)
         return spent_s
+
+
+class Pace:
+    """How many batches may be sent ahead to a worker, by how long its batches have taken of late.
+
+    A batch sent ahead is bound to its worker and waits there. So none is where batches are long, and one
+    where they are short. Where they are shorter than the way to the worker and back, each pause between two
+    costs more than what runs between: then as many as take a moment together.
+    """
+
+    __slots__ = ("_longest_s", "_mean_s", "ahead")
+
+    def __init__(self) -> None:
+        self.ahead = 0
+        self._mean_s = _AHEAD_BELOW_S
+        self._longest_s = 0.0
+
+    def observe(self, spent_s: float, *, alone: bool) -> None:
+        """Take note of a batch's time; `alone` says that no other worker could run what waits behind it."""
+        self._mean_s += (spent_s - self._mean_s) / 8
+        self._longest_s = max(spent_s, self._longest_s * _REMEMBER)
+        if self._mean_s >= _MOMENT_S:
+            self.ahead = 1 if self._mean_s < _AHEAD_BELOW_S else 0
+        elif self._longest_s >= _LONG_S and not alone:
+            self.ahead = 1
+        else:
+            self.ahead = min(_MAX_AHEAD, int(_MOMENT_S / max(self._mean_s, 1e-6)))
 
 
 class BackendLog:

@@ -53,11 +53,8 @@ class WorkerPool:
 
     @property
     def has_live(self) -> bool:
-        """Whether there is a worker that has not given up: asked for every request."""
-        for worker in self._workers:
-            if worker.state is not WorkerState.FAILED:
-                return True
-        return False
+        """Whether there is a worker that has not given up."""
+        return any(worker.state is not WorkerState.FAILED for worker in self._workers)
 
     @property
     def ready(self) -> int:

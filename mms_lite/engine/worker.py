@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mms_lite import wire
-from mms_lite.engine.batch import BackendLog, Batch
+from mms_lite.engine.batch import BackendLog, Batch, Pace
 from mms_lite.engine.batcher import Job
 from mms_lite.engine.launcher import Channel, Exit
 from mms_lite.errors import (
@@ -44,9 +44,6 @@ BOOT_ATTEMPTS = 3
 _FOR_GOOD = (InvalidArchive, BackendMissing)  # another attempt would end the same
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
-_AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
-_AHEAD_MOMENT_S = 0.002  # work of this length may wait at a worker, in several batches
-_MAX_AHEAD = 15
 _MAX_RETURNS = 3  # a job whose workers end before they start it may be what ends them
 _RETIRE_S = 5.0  # a worker that was told to stop has this long
 
@@ -60,13 +57,6 @@ def backoff(failures: int) -> float:
     if failures <= 0:
         return 0.0
     return min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 20)) * random.uniform(0.75, 1.25)
-
-
-def _ahead(batch_s: float) -> int:
-    """Return how many batches may wait at a worker whose batches have taken so long of late."""
-    if batch_s >= _AHEAD_MOMENT_S:
-        return 1 if batch_s < _AHEAD_BELOW_S else 0
-    return min(_MAX_AHEAD, int(_AHEAD_MOMENT_S / max(batch_s, 1e-6)))
 
 
 class Worker:
@@ -92,8 +82,7 @@ class Worker:
         self._boots_failed = 0  # in a row
         self._crashes = 0  # in a row, without an answer in between
         self._timer: asyncio.TimerHandle | None = None
-        self._batch_s = _AHEAD_BELOW_S  # running mean of a batch's duration
-        self._ahead = 0  # how many batches may wait at the process
+        self._pace = Pace()
         self._calls: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -297,7 +286,7 @@ class Worker:
         are shorter than the way there, as many as a moment takes: each pause between two costs more than
         what runs between.
         """
-        while self.state is WorkerState.BUSY and 0 < len(self._batches) <= self._ahead:
+        while self.state is WorkerState.BUSY and 0 < len(self._batches) <= self._pace.ahead:
             jobs = self._pool.queue.take_ahead()
             if not jobs:
                 return
@@ -394,8 +383,7 @@ class Worker:
         if self._begun(number):
             spent_s = batch.end(self._metrics)
             self._backend_log.add(spent_s)
-            self._batch_s += (spent_s - self._batch_s) / 8
-            self._ahead = _ahead(self._batch_s)
+            self._pace.observe(spent_s, alone=self._pool.live == 1)
         for following in self._batches.values():
             self._take_turn(following)
             self.feed_ahead()

@@ -108,7 +108,7 @@ def read_head(raw: bytes, limits: Limits) -> Head | None:
         path=path,
         query=query,
         headers=headers,
-        named={name.lower(): value for name, value in headers},
+        named={name.lower(): value for name, value in headers},  # none is there twice
         length=int(length),
         keep_alive=read.keep_alive,
     )

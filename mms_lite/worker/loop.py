@@ -33,6 +33,7 @@ from mms_lite.types import InferRequest
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker import handler, samples
 
+_METRICS_TOGETHER = 1000  # lines in one frame: it has a limit
 _METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
 
 Enter = Callable[[str, str], None]
@@ -173,7 +174,8 @@ class _Loop:
             self._marks.begun = self._batch
             model.run(items, self._started, self._emit)
             self._lines += model.metric_lines(time.time(), self._hostname)
-        if self._lines and time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S:
+        late = self._lines and time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S
+        if late or len(self._lines) >= _METRICS_TOGETHER:
             self._send_metrics()
         else:
             self._flush()

@@ -273,7 +273,7 @@ async def test_a_start_up_model_has_the_defaults_of_mms_and_says_what_its_worker
     described = (await server.ask("GET", "/models/seen", api="management")).json
     (worker,) = described["workers"]
 
-    assert [described[key] for key in ("batchSize", "maxBatchDelay", "minWorkers")] == [1, 100, 1]
+    assert [described[key] for key in ("batchSize", "maxBatchDelay", "minWorkers")] == [1, 0, 1]
     assert described["loadedAtStartup"] is True
     assert worker["id"] == "W-seen-0"
     assert worker["memoryUsage"] > 1_000_000

@@ -92,6 +92,14 @@ async def test_requests_that_wait_together_run_together(inline: Bench, ask: Ask)
     assert {each["size"] for each in answers} == {8}
 
 
+async def test_with_no_delay_set_the_first_request_runs_at_once_and_those_that_waited_for_it_fill_batches(
+    inline: Bench, ask: Ask
+) -> None:
+    await inline.load("counts", batch_size=8)
+    answers = [json.loads(each) for each in await all_of(inline, ask, "counts", [b""] * 24)]
+    assert Counter(each["batch"] for each in answers) == {1: 1, 2: 8, 3: 8, 4: 7}
+
+
 async def test_one_poison_item_in_a_batch_of_eight_fails_alone(inline: Bench, ask: Ask) -> None:
     await inline.load("poison", batch_size=8, max_batch_delay_ms=5_000)
     bodies = [b"%d" % n for n in range(8)]

@@ -10,6 +10,7 @@ from asking import begin
 from scripted import ScriptedLauncher, ScriptedWorker, broken
 
 from mms_lite import wire
+from mms_lite.engine.batch import Batch
 from mms_lite.engine.model import Model
 from mms_lite.engine.worker import backoff
 from mms_lite.errors import (
@@ -422,6 +423,187 @@ async def test_a_batch_sent_ahead_is_called_back_when_its_client_leaves(
     assert worker.marks.cancels == 1  # else the worker would not look for it
     worker.answer(number, item)
     assert await result(runs) == b"runs"
+
+
+class Took:
+    """How long every batch is said to have taken, in seconds."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0001
+
+
+@pytest.fixture
+def took(monkeypatch: pytest.MonkeyPatch) -> Took:
+    said = Took()
+    monkeypatch.setattr(Batch, "end", lambda _batch, _metrics: said.spent_s)
+    return said
+
+
+async def rounds(model: Model, worker: ScriptedWorker, send: Send, count: int = 70) -> None:
+    """Have a worker answer requests one by one, until how long they take is its mean."""
+    for _ in range(count):
+        asked = send(model)
+        number, (item,) = await worker.hear_batch()
+        worker.begin(number)
+        worker.answer(number, item)
+        await result(asked)
+
+
+async def held(worker: ScriptedWorker, count: int) -> list[tuple[int, Item]]:
+    """Return the batches of one request that a worker is sent, of which the first begins."""
+    batches = []
+    for _ in range(count):
+        number, (item,) = await worker.hear_batch()
+        batches.append((number, item))
+    worker.begin(batches[0][0])
+    return batches
+
+
+@pytest.mark.parametrize(("spent_s", "ahead"), [(0.0001, 15), (0.0006, 3), (0.0015, 1), (0.05, 1), (0.2, 0)])
+async def test_the_shorter_batches_are_the_more_of_them_wait_at_a_busy_worker(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took, spent_s: float, ahead: int
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    took.spent_s = spent_s
+    await rounds(model, worker, send)
+    asked = [send(model, b"%d" % n) for n in range(20)]
+    batches = await held(worker, 1 + ahead)
+    status = model.status(is_default=True)
+    assert (status.in_flight, status.queue_depth) == (1 + ahead, 19 - ahead)
+    assert worker.heard_nothing()
+    worker.answer(*batches[0])
+    await result(asked[0])
+    _, (item,) = await worker.hear_batch()  # each that is answered makes room for one
+    assert bytes(item.request.inputs[0].data) == b"%d" % (1 + ahead)
+
+
+async def test_one_long_batch_ends_the_sending_of_several_at_once(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    await rounds(model, worker, send)
+    took.spent_s = 0.02
+    await rounds(model, worker, send, 1)
+    asked = [send(model) for _ in range(5)]
+    await held(worker, 2)
+    assert model.status(is_default=True).queue_depth == len(asked) - 2
+
+
+async def test_a_queue_is_full_also_where_several_batches_were_sent_ahead(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher, queue_size=3)
+    await rounds(model, worker, send)
+    asked = [send(model) for _ in range(16 + 3)]
+    with pytest.raises(QueueFull):
+        send(model)
+    for number, item in await held(worker, 16):
+        worker.answer(number, item)
+    for number, item in await held(worker, 3):
+        worker.answer(number, item)
+    assert [await result(each) for each in asked] == [b"hello"] * 19
+
+
+async def test_each_of_several_batches_sent_ahead_is_called_back_when_its_client_leaves(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    await rounds(model, worker, send)
+    asked = [send(model) for _ in range(6)]
+    batches = await held(worker, 6)
+    worker.begin(batches[1][0])  # the first answer is still on its way
+    for place in (5, 2, 1, 0):
+        asked[place].cancel()
+        await asyncio.wait([asked[place]])
+    for place in (5, 2):
+        assert wire.decode_ids(await worker.hear(FrameKind.CANCEL)) == [batches[place][1].job_id]
+    assert worker.marks.cancels == 2
+    for place, (number, item) in enumerate(batches):
+        if place in (2, 5):
+            worker.say_outcome(number, Outcome(item.job_id, error=ServingError("cancelled")))
+        else:
+            worker.begin(number)
+            worker.answer(number, item)
+    assert [await result(asked[place]) for place in (3, 4)] == [b"hello"] * 2
+    assert worker.heard_nothing()
+    assert not worker.killed
+
+
+async def test_a_request_whose_deadline_passes_among_those_sent_ahead_is_called_back(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    await rounds(model, worker, send)
+    now = asyncio.get_running_loop().time()
+    asked = [send(model, deadline=now + 0.05 if n == 2 else None) for n in range(4)]
+    batches = await held(worker, 4)
+    error = await refused(asked[2], DeadlineExceeded)
+    assert error.details == {"by": "client"}
+    assert wire.decode_ids(await worker.hear(FrameKind.CANCEL)) == [batches[2][1].job_id]
+
+
+async def test_several_batches_sent_ahead_go_back_in_their_order_before_those_that_wait(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    await rounds(model, worker, send)
+    asked = [send(model, b"%d" % n) for n in range(20)]
+    batches = await held(worker, 16)
+    worker.answer(*batches[0])
+    worker.begin(batches[1][0])
+    worker.die()
+    assert await result(asked[0]) == b"0"
+    await refused(asked[1], WorkerDied)
+    restarted = await launcher.worker()
+    for n in range(2, 20):
+        number, (item,) = await restarted.hear_batch()
+        assert bytes(item.request.inputs[0].data) == b"%d" % n
+        restarted.begin(number)
+        restarted.answer(number, item)
+        assert await result(asked[n]) == b"%d" % n
+
+
+async def test_of_several_batches_sent_ahead_one_that_hangs_fails_alone_and_in_its_own_time(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took, wait_until: Wait
+) -> None:
+    limit_s = 0.4
+    model, (worker,) = await loaded(make_model, launcher, response_timeout_s=limit_s)
+    await rounds(model, worker, send)
+    asked = [send(model, b"%d" % n) for n in range(4)]
+    batches = await held(worker, 4)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 0.6 * limit_s
+    await wait_until(lambda: loop.time() > until)
+    worker.answer(*batches[0])
+    assert await result(asked[0]) == b"0"
+    worker.begin(batches[1][0])
+    began = loop.time()
+    await refused(asked[1], DeadlineExceeded)
+    assert loop.time() - began > 0.9 * limit_s
+    restarted = await launcher.worker()
+    for n in (2, 3):
+        number, (item,) = await restarted.hear_batch()
+        restarted.answer(number, item)
+        assert await result(asked[n]) == b"%d" % n
+
+
+async def test_batches_sent_ahead_are_spread_over_the_workers(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, workers = await loaded(make_model, launcher, 2)
+    serving = [begin(worker.serve()) for worker in workers]
+    for _ in range(70):
+        await asyncio.gather(*(result(send(model)) for _ in workers))
+    for task in serving:
+        task.cancel()
+    await asyncio.wait(serving)
+    asked = [send(model, b"%d" % n) for n in range(12)]
+    for worker in workers:
+        await held(worker, 6)
+        assert worker.heard_nothing()
+    assert model.status(is_default=True).queue_depth == 0
+    for task in asked:
+        task.cancel()
 
 
 SURROGATE = "\ud800"  # what JSON's "\ud800" becomes

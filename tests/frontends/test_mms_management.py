@@ -64,7 +64,7 @@ async def test_register_by_json_ignores_the_query(inline, management, echo):
     answer = await management("POST", "/models?model_name=q&url=none", json.dumps(given).encode(), JSON)
     assert answer.status == 200
     spec = inline.engine.describe("j").spec
-    assert (spec.response_timeout_s, spec.max_batch_delay_ms, spec.batch_size) == (3, 100, 1)
+    assert (spec.response_timeout_s, spec.max_batch_delay_ms, spec.batch_size) == (3, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ async def test_register_with_values_that_mean_none(inline, management, echo):
     answer = await management("POST", target)
     assert (answer.status, answer.json) == (200, {"status": 'Model "m" registered'})
     described = (await management("GET", "/models/m")).json
-    assert (described["batchSize"], described["maxBatchDelay"], described["workers"]) == (1, 100, [])
+    assert (described["batchSize"], described["maxBatchDelay"], described["workers"]) == (1, 0, [])
     assert inline.engine.describe("m").spec.response_timeout_s == inline.defaults["response_timeout_s"]
 
 
