@@ -415,6 +415,8 @@ a free port. When both APIs have the same address, one listener serves both.
 `default_response_timeout_seconds`.
 
 Keys of MMS that concern Java only and are ignored: {java_only}.
+
+How a model's workers share the CPUs is in [performance.md](performance.md#threads).
 """
 
 
