@@ -326,7 +326,8 @@ class _LogFile:
 
 class _AccessFile(_LogFile):
     def write_access(self, lines: Sequence[Access]) -> None:
-        self._write_lines([f"{_stamp(ms)} - {line}\n" for ms, _, line in lines], lines)
+        with self._complaining():
+            self._write_lines([f"{_stamp(ms)} - {line}\n" for ms, _, line in lines], lines)
 
 
 class _MetricsFile(_LogFile):
@@ -341,11 +342,12 @@ class _MetricsFile(_LogFile):
 
     def write_access(self, lines: Sequence[Access]) -> None:
         texts: list[str] = []
-        for (ms, status), same in groupby(lines, itemgetter(0, 1)):
-            name = _REQUESTS.get(status // 100, "Requests5XX")
-            where = f"#Level:Host|#hostname:{self._hostname},timestamp:{ms // 1000}"
-            texts += [f"{_stamp(ms)} - {name}.Count:1|{where}\n"] * len(list(same))
-        self._write_lines(texts, lines)
+        with self._complaining():
+            for (ms, status), same in groupby(lines, itemgetter(0, 1)):
+                name = _REQUESTS.get(status // 100, "Requests5XX")
+                where = f"#Level:Host|#hostname:{self._hostname},timestamp:{ms // 1000}"
+                texts += [f"{_stamp(ms)} - {name}.Count:1|{where}\n"] * len(list(same))
+            self._write_lines(texts, lines)
 
 
 class _Console:

@@ -68,11 +68,12 @@ class Marks:
     CANCEL frames it has sent, so that the worker need not look for one.
     """
 
-    __slots__ = ("_words",)
+    __slots__ = ("_sent", "_words")
     SIZE = mmap.PAGESIZE
 
     def __init__(self, memory: bytearray | mmap.mmap) -> None:
         self._words = memoryview(memory).cast("Q")
+        self._sent = 0
 
     @classmethod
     def map(cls, fd: int) -> Marks:
@@ -97,9 +98,10 @@ class Marks:
         """How many CANCEL frames were sent."""
         return self._words[1]
 
-    @cancels.setter
-    def cancels(self, count: int) -> None:
-        self._words[1] = count
+    def count_cancel(self) -> None:
+        """Take note that a CANCEL was sent. What the other side may have written there is not read."""
+        self._sent += 1
+        self._words[1] = self._sent
 
 
 class ProtocolError(Exception):

@@ -244,6 +244,8 @@ def decode_outcome(frame: Frame) -> Outcome:
         at += string_bytes
         rare = _unpack_json(meta[at : at + json_bytes]) if json_bytes else {}
         _check(meta, at + json_bytes, (len(shapes), count), (strings, 1 + 3 * count))
+        if status and not 200 <= status <= 599:
+            raise ValueError(f"status {status}")
         if count == 1 and len(strings) == 4 and status and not rare:  # nearly always: one output, no headers
             reason, name, datatype, content_type = strings
             output = Tensor(name, datatype, shapes[0], frame.buffers[0], content_type)

@@ -382,15 +382,23 @@ def test_what_one_side_marks_the_other_sees(marks_fd: int) -> None:
     server, worker = Marks.map(marks_fd), Marks.map(marks_fd)
     assert (server.begun, server.cancels) == (0, 0)
     worker.begun = 2**32 - 1
-    server.cancels += 1
-    server.cancels += 1
+    server.count_cancel()
+    server.count_cancel()
     assert (server.begun, worker.begun) == (2**32 - 1, 2**32 - 1)
     assert (server.cancels, worker.cancels) == (2, 2)
 
 
+def test_what_the_worker_writes_over_the_servers_count_does_not_count(marks_fd: int) -> None:
+    server, worker = Marks.map(marks_fd), Marks.map(marks_fd)
+    worker._words[1] = 2**64 - 1
+    server.count_cancel()
+    assert server.cancels == 1
+
+
 def test_what_a_killed_process_had_marked_stays_marked(marks_fd: int) -> None:
     marks = Marks.map(marks_fd)
-    marks.cancels = 5
+    for _ in range(5):
+        marks.count_cancel()
     program = """
         import os, signal, sys
         from mms_lite.transport import Marks

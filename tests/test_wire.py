@@ -80,7 +80,7 @@ def test_a_batch_comes_back_as_it_was_sent(sent: list[Item]) -> None:
         Outcome,
         job_id=st.integers(0, 2**64 - 1),
         outputs=st.lists(tensors, max_size=3),
-        status=st.integers(1, 999),
+        status=st.integers(200, 599),
         reason=text,
         headers=pairs,
         parameters=st.dictionaries(st.text(max_size=5), json_values, max_size=3),
@@ -266,3 +266,10 @@ def test_metric_lines_that_are_no_text_are_shown_all_the_same(meta: bytes, lines
 def test_json_comes_back_as_it_was_sent(value: dict[str, Any]) -> None:
     assert wire.decode_json(Frame(FrameKind.LOAD, 0, wire.encode_json(value), [])) == value
     assert json.loads(wire.encode_json(value)) == value
+
+
+@pytest.mark.parametrize("status", [1, 100, 199, 600, 65535])
+def test_a_status_that_no_answer_can_have_is_refused(status: int) -> None:
+    meta, buffers = wire.encode_outcome(Outcome(1, status=status))
+    with pytest.raises(ProtocolError):
+        wire.decode_outcome(Frame(FrameKind.OUTCOME, 1, meta, list(map(bytearray, buffers))))

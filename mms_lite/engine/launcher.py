@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -202,12 +203,15 @@ def _marks_file() -> int:
         OSError: there is no memory or descriptor left.
     """
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("mms-lite-marks", os.MFD_CLOEXEC)
+        fd = os.memfd_create("mms-lite-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:  # macOS
         with tempfile.TemporaryFile() as file:
             fd = os.dup(file.fileno())
     try:
         os.truncate(fd, Marks.SIZE)
+        if hasattr(fcntl, "F_ADD_SEALS"):  # a file that a worker cuts off would end the server
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except OSError:
         os.close(fd)
         raise

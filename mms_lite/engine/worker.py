@@ -330,7 +330,7 @@ class Worker:
         for number, batch in self._batches.items():
             if job.id in batch.jobs and self._channel is not None and not self._begun(number):
                 self._channel.send(encode(FrameKind.CANCEL, 0, wire.encode_ids([job.id])))
-                self._channel.marks.cancels += 1
+                self._channel.marks.count_cancel()
 
     def _on_frame(self, frame: Frame) -> None:
         try:
@@ -437,7 +437,8 @@ class Worker:
                     failed += 1
                     continue
                 job.returned += 1
-                if job.returned < _MAX_RETURNS:
+                # Only a batch whose turn it was can have ended the worker; those behind it cannot.
+                if not batch.turn_at or job.returned < _MAX_RETURNS:
                     returned.append(job)
                 else:
                     job.fail(_death(ended))

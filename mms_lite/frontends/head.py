@@ -95,6 +95,7 @@ def read_head(raw: bytes, limits: Limits) -> Head | None:
         or (version == "1.1" and b"host" not in given)
         or not length.isdigit()
         or len(length) > _MAX_DIGITS
+        or not raw.startswith(b"%b %b HTTP/%b\r\n" % (method, read.target, version.encode()))
     ):
         return None
     target = read.target.decode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import socket
 import time
@@ -34,6 +35,8 @@ _AHEAD_BYTES = 64 * 1024  # of requests behind the one in work, until nothing mo
 _LOOK_S = 1.0
 _NEVER = math.inf
 _END = b"\r\n\r\n"
+
+_log = logging.getLogger("mms_lite.http")
 
 TakeOver = Callable[[asyncio.Transport, bytes, bool], None]
 
@@ -98,9 +101,11 @@ class HotConnections:
 
     def _tick(self) -> None:
         self._timer = None
-        self.look()
-        if self._open:
-            self._set_timer()
+        try:
+            self.look()
+        finally:
+            if self._open:
+                self._set_timer()
 
 
 class _Connection(asyncio.BufferedProtocol):
@@ -156,8 +161,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._all.remove(self)
         if self._task is not None:
             self._task.cancel()
-        elif self._request is not None:
-            self._end(CLIENT_LEFT)
+        self._end(CLIENT_LEFT)  # a task that has not begun never comes to its own end
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._scratch
@@ -168,13 +172,18 @@ class _Connection(asyncio.BufferedProtocol):
         elif self._state is _State.IDLE and not self._rest:
             used = self._read_request(self._scratch, nbytes)
             if used < nbytes:
-                self._rest += memoryview(self._scratch)[used:nbytes]
+                self._keep(memoryview(self._scratch)[used:nbytes])
         else:
-            self._rest += memoryview(self._scratch)[:nbytes]
+            self._keep(memoryview(self._scratch)[:nbytes])
             if self._state is _State.IDLE:
                 self._read_rest()
-            elif len(self._rest) > _AHEAD_BYTES and self._transport is not None:
-                self._transport.pause_reading()
+
+    def _keep(self, more: memoryview) -> None:
+        """Keep what is behind the request in work; of a client that sends on and on no more is read."""
+        self._rest += more
+        busy = self._state is not _State.IDLE
+        if busy and len(self._rest) > _AHEAD_BYTES and self._transport is not None:
+            self._transport.pause_reading()
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -285,9 +294,10 @@ class _Connection(asyncio.BufferedProtocol):
         request.body += received[:more]
         listener.held_bytes += more
         self._missing -= more
-        self._rest += received[more:]
         if not self._missing:
             self._handle(request, head)
+        if more < nbytes:
+            self._keep(received[more:])
 
     def _hand_over_request(self, more: bytes, *, late: bool = False) -> None:
         """Hand over the request that is being read: its other reader knows what to say of it."""
@@ -328,6 +338,11 @@ class _Connection(asyncio.BufferedProtocol):
                 if self._blocked:
                     await self._wait_for_room(self._transport)
                 status = response.status
+        except Exception:
+            _log.exception("request %s: its answer cannot be sent", request.id)
+            keep_alive = False
+            if self._transport is not None:
+                self._transport.abort()
         finally:
             self._end(status)
         self._go_on(keep_alive)
@@ -342,16 +357,19 @@ class _Connection(asyncio.BufferedProtocol):
             self._room = None
 
     def _end(self, status: int) -> None:
-        """Write off the request."""
+        """Write off the request, if that has not been done."""
         request, head = self._request, self._head
-        assert request is not None and head is not None
+        if request is None:
+            return
+        assert head is not None
         self._request = None
         self._task = None
         self._listener.release(request)
         self._listener.log_access(request, head.version, status, self._begin)
 
     def _go_on(self, keep_alive: bool) -> None:
-        if not keep_alive:
+        transport = self._transport
+        if not keep_alive or self._listener.stopping or transport is None or transport.is_closing():
             self._close()
             return
         self._state = _State.IDLE

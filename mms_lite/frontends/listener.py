@@ -117,9 +117,12 @@ class HttpListener:
         self._remove_socket_file()
         for connections in self._connections:
             connections.close_idle()
-        if self.active:
-            self._drained = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._drained], timeout=grace_s)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_s
+        while self.active and loop.time() < until:
+            self._drained = loop.create_future()
+            await asyncio.wait([self._drained], timeout=until - loop.time())
+            await asyncio.sleep(0)  # one that was handed over is open again in a moment
 
     async def stop(self, grace_s: float) -> None:
         """Drain, then close what is left."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mms_lite import wire
-from mms_lite.errors import DeadlineExceeded, LoadError, OutOfMemory, ServingError
+from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, OutOfMemory, ServingError
 from mms_lite.transport import (
     BlockingConnection,
     Buffer,
@@ -200,7 +200,13 @@ class _Loop:
     def _emit(self, outcomes: Sequence[Outcome]) -> None:
         self._unanswered -= len(outcomes)
         for outcome in outcomes:
-            self._unsent += encode(FrameKind.OUTCOME, self._batch, *wire.encode_outcome(outcome))
+            try:
+                meta, buffers = wire.encode_outcome(outcome)
+            except Exception:  # names that no frame can carry
+                traceback.print_exc()
+                error = HandlerError("Unsupported model output data type.")
+                meta, buffers = wire.encode_outcome(Outcome(outcome.job_id, error=error))
+            self._unsent += encode(FrameKind.OUTCOME, self._batch, meta, buffers)
         if self._unanswered:  # what runs next may end this process
             self._flush()
 

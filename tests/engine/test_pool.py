@@ -563,6 +563,25 @@ async def test_several_batches_sent_ahead_go_back_in_their_order_before_those_th
         assert await result(asked[n]) == b"%d" % n
 
 
+async def test_requests_that_only_waited_behind_those_that_end_workers_are_not_given_up(
+    make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher)
+    await rounds(model, worker, send)
+    asked = [send(model, b"%d" % n) for n in range(8)]
+    for n in range(5):  # more often than a request is put back that may be to blame
+        number, _ = await worker.hear_batch()
+        worker.begin(number)
+        worker.die()
+        await refused(asked[n], WorkerDied)
+        worker = await launcher.worker()
+    for n in range(5, 8):
+        number, (item,) = await worker.hear_batch()
+        worker.begin(number)
+        worker.answer(number, item)
+        assert await result(asked[n]) == b"%d" % n
+
+
 async def test_of_several_batches_sent_ahead_one_that_hangs_fails_alone_and_in_its_own_time(
     make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took, wait_until: Wait
 ) -> None:

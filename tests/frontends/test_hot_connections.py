@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from raw_http import Stub, Wire, request
 
+from mms_lite.frontends.head import read_head
 from mms_lite.frontends.hot import HotConnections
 from mms_lite.frontends.http import AnyConnections
 from mms_lite.frontends.listener import HttpListener
@@ -277,3 +278,36 @@ async def test_a_request_in_work_has_all_the_time(clock):
     assert len(wire.answers()) == 1 and not wire.is_closing()
     wire.close()
     await wire.settle()
+
+
+async def test_a_client_that_is_lost_before_its_next_request_has_begun_holds_nothing(monkeypatch):
+    all_ = connections(Stub())
+    wire = Wire(all_())
+    written = wire.write
+
+    def write_and_lose(data):
+        written(data)
+        asyncio.get_running_loop().call_soon(wire._protocol.connection_lost, ConnectionResetError())
+
+    monkeypatch.setattr(wire, "write", write_and_lose)
+    await wire.send(request("POST", "/a", b"one") + request("POST", "/b", bytes(30_000)))
+    await wire.settle()
+    wire.get_extra_info("socket").close()
+    assert (all_.listener.active, all_.listener.held_bytes) == (0, 0)
+
+
+async def test_an_answer_that_cannot_be_written_ends_its_connection(caplog):
+    async def answer(asked):
+        return HttpResponse(200, (), ["text, not bytes"])
+
+    all_ = connections(Stub(answer))
+    wire = Wire(all_())
+    await wire.send(request("POST", "/a", b"one"))
+    await wire.settle()
+    assert wire.is_closing() and wire.sent == b"" and all_.listener.active == 0
+    assert "its answer cannot be sent" in caplog.text
+
+
+async def test_a_request_line_with_two_spaces_is_left_to_the_other_reader():
+    assert read_head(b"GET  / HTTP/1.1\r\nHost: t\r\n\r\n", Limits()) is None
+    assert read_head(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n", Limits()) is not None

@@ -157,3 +157,8 @@ async def test_a_model_without_workers(inline, inference):
     answer = await inference("POST", "/predictions/echo", b"y")
     assert answer.status == 503
     assert answer.json["message"].startswith(NO_WORKER.replace("model: m", "model: echo"))
+
+
+@pytest.mark.parametrize("status", ["503", [1], 200, 99, True, "200 OK\r\nX: y"])
+def test_a_status_that_is_none_of_an_error_is_not_taken(status):
+    assert spell(HandlerError("x", status=status)).status == 503

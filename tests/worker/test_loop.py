@@ -63,7 +63,7 @@ class Server:
 
     def cancel(self, *job_ids: int) -> None:
         self.send(FrameKind.CANCEL, 0, wire.encode_ids(job_ids))
-        self.marks.cancels += 1
+        self.marks.count_cancel()
 
     def hear(self, kind: FrameKind) -> Frame:
         while (frame := self.connection.recv()).kind is FrameKind.METRICS:
@@ -249,7 +249,7 @@ def test_each_of_several_cancels_is_seen_in_time(server: Server, store: Any, tmp
 
 def test_a_cancel_that_is_still_on_its_way_holds_nothing_up(server: Server, store: Any) -> None:
     server.load(store.add("echo"))
-    server.marks.cancels += 1
+    server.marks.count_cancel()
     server.send(FrameKind.BATCH, 5, *batch(b"a"))
     assert text(server.hear_outcome()) == b"a"
     server.send(FrameKind.CANCEL, 0, wire.encode_ids([1]))
@@ -347,3 +347,15 @@ def test_a_call_to_another_model_waits_for_its_own_result_and_keeps_what_else_co
         thread.join(10)
         assert answers[0].status == 201
         assert worker._next().kind is FrameKind.STOP
+
+
+@pytest.mark.parametrize("name", ["nul", "number"])
+def test_an_output_whose_name_cannot_travel_fails_alone(server: Server, store: Any, name: str) -> None:
+    server.load(store.add("odd_names"))
+    parts = []
+    for number, tensor in enumerate(("good", name, "good"), start=1):
+        inputs = [Tensor(tensor, "UINT8", (1,), b"x")]
+        parts.append(wire.encode_item(number, None, InferRequest(id=f"r{number}", model="m", inputs=inputs)))
+    server.send(FrameKind.BATCH, 5, *wire.join_batch(parts))
+    outcomes = [server.hear_outcome() for _ in parts]
+    assert [(each.job_id, each.error is None) for each in outcomes] == [(1, True), (2, False), (3, True)]

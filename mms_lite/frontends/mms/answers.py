@@ -74,7 +74,9 @@ def spell(error: ServingError, model: str = "") -> HttpResponse:
         code = "worker_died"  # MMS kills a worker that is too slow, and so do we
     status, kind = ERRORS.get(code, ERRORS["internal"])
     if isinstance(error, HandlerError):
-        status = error.details.get("status", status)
+        chosen = error.details.get("status")
+        if type(chosen) is int and 400 <= chosen <= 599:
+            status = chosen
     response = error_response(status, kind, _message(error, code, model))
     if code == "unauthorized":
         response.headers = [*response.headers, ("WWW-Authenticate", "Bearer")]
