@@ -14,7 +14,7 @@ _GATHER_S = 0.25
 _AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
 _MOMENT_S = 0.002  # work of this length may wait at a worker, in several batches
 _MAX_AHEAD = 15
-_LONG_S = 0.1  # a batch that keeps others waiting; less is also what a worker loses where cores are full
+_LONG_S = 0.02  # a batch that keeps others waiting
 _REMEMBER = 1 - 1 / 2048  # from one batch to the next
 
 _log = logging.getLogger("mms_lite.engine")
