@@ -280,12 +280,7 @@ class Worker:
             self._pool.queue.ask(self._dispatch)
 
     def feed_ahead(self) -> None:
-        """Send full batches while one runs, so that the worker need not wait for them. For the pool.
-
-        A batch sent ahead is bound to its worker: one at most, and none where batches are long. Where they
-        are shorter than the way there, as many as a moment takes: each pause between two costs more than
-        what runs between.
-        """
+        """Send full batches while one runs, as many as its pace allows. For the pool."""
         while self.state is WorkerState.BUSY and 0 < len(self._batches) <= self._pace.ahead:
             jobs = self._pool.queue.take_ahead()
             if not jobs:
@@ -346,7 +341,7 @@ class Worker:
         if frame.kind is FrameKind.OUTCOME:
             self._take_outcome(frame.conversation, wire.decode_outcome(frame))
         elif frame.kind is FrameKind.STARTED:
-            wire.decode_ids(frame)
+            wire.decode_ids(frame)  # which item it is matters to nobody, but it must be one
             batch = self._batches.get(frame.conversation)
             if batch is not None:
                 self._arm(batch)
