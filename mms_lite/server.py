@@ -40,6 +40,7 @@ from mms_lite.frontends.prometheus import Prometheus
 from mms_lite.host_metrics import HostMetrics
 from mms_lite.instance import Instance
 from mms_lite.machine import cpu_count, gpu_count
+from mms_lite.shared import MOST_BYTES, Arena
 from mms_lite.tls import server_context
 from mms_lite.types import LoadOptions
 from mms_lite.work_dir import WorkDir
@@ -78,6 +79,7 @@ class Server:
         self._access = access
         self._stopping = asyncio.Event()
         self._guard = Guard()
+        self._arena = Arena.create(min(MOST_BYTES, loaded.config.max_bytes_in_flight))
 
     def stop(self) -> None:
         """Begin to drain; a second call ends the process at once."""
@@ -172,6 +174,7 @@ class Server:
                 "MMS_DECODE_INPUT_REQUEST": str(config.decode_input_request).lower(),
             },
             guard=self._guard,
+            arena=self._arena,
         )
         engine = Engine(
             models,
@@ -201,7 +204,7 @@ class Server:
         bound: dict[str, str] = {}
         for endpoint in endpoints:
             protocol = self._protocol(endpoint.apis, engine, limits, authoriser)
-            listener = HttpListener(protocol, limits, access=self._access, cors=cors)
+            listener = HttpListener(protocol, limits, access=self._access, cors=cors, arena=self._arena)
             listeners.append(listener)
             try:
                 told = await _bind(listener, endpoint.address, tls)

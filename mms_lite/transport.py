@@ -7,9 +7,7 @@ which arrives in a fresh bytearray of its own. End of file means that the other 
 
 from __future__ import annotations
 
-import math
 import mmap
-import select
 import socket
 import struct
 from collections import deque
@@ -27,6 +25,7 @@ _HEAD = struct.Struct("!BBxxQII")  # version, kind, conversation, meta bytes, nu
 _LENGTH = struct.Struct("!Q")
 _SCRATCH_BYTES = 16 * 1024  # what is read of a frame before its buffers are known, and then copied
 _DIRECT_BYTES = 8 * 1024  # a buffer that still wants this much is received in place, without a copy
+_LEAST_WAIT_S = 1e-6  # the system's unit; 0 would be for ever
 _IOV_MAX = 512  # under every system's limit for one sendmsg
 DEFAULT_MAX_FRAME_BYTES = 1 << 30
 
@@ -286,6 +285,7 @@ class BlockingConnection:
         self._sock = sock
         self._decoder = Decoder(max_frame_bytes)
         self._ready: deque[Frame] = deque()
+        self._limit_s = 0.0  # how long a read of the socket waits; 0: for ever
 
     def send(self, pieces: Sequence[Buffer]) -> None:
         """Send encoded frames whole.
@@ -311,22 +311,26 @@ class BlockingConnection:
             ConnectionClosed: the server is gone.
             ProtocolError: what came is not a frame.
         """
-        while not self._ready:
-            self._read()
+        if not self._ready:
+            self._wait_at_most(0)
+            while not self._ready:
+                self._read()
         return self._ready.popleft()
 
     def recv_within(self, limit_s: float) -> Frame | None:
-        """Wait for a frame to begin to come, and return it; None if none does in time.
+        """Wait for a frame and return it; None if for so long nothing of it comes.
 
         Raises:
             ConnectionClosed, ProtocolError: as `recv`.
         """
         if not self._ready:
-            here = select.poll()  # select() refuses descriptors over a thousand
-            here.register(self._sock, select.POLLIN)
-            if not here.poll(math.ceil(max(0.0, limit_s) * 1000)):
+            self._wait_at_most(max(limit_s, _LEAST_WAIT_S))
+            try:
+                while not self._ready:
+                    self._read()
+            except BlockingIOError:
                 return None
-        return self.recv()
+        return self._ready.popleft()
 
     def poll(self) -> Frame | None:
         """Return a frame that is already here, or None, without waiting."""
@@ -340,6 +344,13 @@ class BlockingConnection:
     def close(self) -> None:
         """Close the socket: the server sees end of file."""
         self._sock.close()
+
+    def _wait_at_most(self, limit_s: float) -> None:
+        """Bound how long reads wait (0: for ever), from now on: most reads need no new bound."""
+        if limit_s != self._limit_s:
+            self._limit_s = limit_s
+            timeval = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1_000_000))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def _read(self, flags: int = 0) -> None:
         try:

@@ -33,6 +33,7 @@ class Tensor:
 
     `datatype` is a KServe v2 name ("FP32", "INT64", ..., "BYTES"). `data` is a buffer of the array's bytes
     in C order: a `bytearray` for a raw part, else anything with the buffer protocol. It is never reused.
+    In the server, before a worker has it, a large raw part may be `SharedBytes`.
     """
 
     name: str

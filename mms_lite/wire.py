@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mms_lite.errors import InvalidRequest, ServingError, from_wire
+from mms_lite.shared import SharedBytes
 from mms_lite.transport import Buffer, Frame, ProtocolError
 from mms_lite.types import InferRequest, Signature, Tensor, TensorSpec
 
 _COUNT = struct.Struct("!I")
-_JOB = struct.Struct(
-    "!QqIIII"
-)  # job, remaining ms (-1: no limit), tensors, shape bytes, string bytes, JSON bytes
+# job, remaining ms (-1: no limit), tensors, shape bytes, string bytes, JSON bytes, and which of the tensors
+# has a reference to shared memory for a buffer (counted from 1; 0: none)
+_JOB = struct.Struct("!QqIIIII")
+_REFERENCE = struct.Struct("!QQ")  # offset, bytes
 _OUTCOME = struct.Struct(
     "!QIBHIIII"
 )  # job, seq, final, status (0: error), tensors, shape, string, JSON bytes
@@ -147,8 +149,14 @@ def encode_item(
     _add_strings(strings, inputs, request.headers)
     names, shapes = _pack_strings(strings), _pack_shapes(inputs)
     remaining = -1 if remaining_ms is None else min(max(0, remaining_ms), _MAX_REMAINING_MS)
-    head = _JOB.pack(job_id, remaining, len(inputs), len(shapes), len(names), len(extra))
-    return head + shapes + names + extra, [t.data for t in inputs]
+    buffers = [t.data for t in inputs]
+    shared = 0
+    for index, data in enumerate(buffers):
+        if type(data) is SharedBytes:  # the body: a request has but one
+            shared = index + 1
+            buffers[index] = _REFERENCE.pack(data.offset, len(data))
+    head = _JOB.pack(job_id, remaining, len(inputs), len(shapes), len(names), len(extra), shared)
+    return head + shapes + names + extra, buffers
 
 
 def _rare(request: InferRequest) -> dict[str, Any]:
@@ -168,24 +176,26 @@ def join_batch(parts: Sequence[tuple[bytes, Sequence[Buffer]]]) -> tuple[bytes, 
     return meta, [b for _, buffers in parts for b in buffers]
 
 
-def decode_batch(frame: Frame) -> list[Item]:
-    """Read a BATCH frame.
+def decode_batch(frame: Frame, shared: memoryview | None = None) -> list[Item]:
+    """Read a BATCH frame; what it refers to in `shared` memory is copied out of it.
 
     Raises:
         ProtocolError: the meta block is not one.
     """
     try:
-        return _decode_items(frame)
+        return _decode_items(frame, shared)
     except (struct.error, ValueError, IndexError, TypeError, RecursionError) as error:
         raise ProtocolError(f"malformed BATCH frame: {error}") from error
 
 
-def _decode_items(frame: Frame) -> list[Item]:
+def _decode_items(frame: Frame, shared: memoryview | None) -> list[Item]:
     meta, buffers = frame.meta, frame.buffers
     (count,) = _COUNT.unpack_from(meta)
     at, used, items = _COUNT.size, 0, []
     for _ in range(count):
-        job_id, remaining, tensor_count, shape_bytes, string_bytes, json_bytes = _JOB.unpack_from(meta, at)
+        job_id, remaining, tensor_count, shape_bytes, string_bytes, json_bytes, referring = _JOB.unpack_from(
+            meta, at
+        )
         at += _JOB.size
         shapes = _unpack_shapes(meta[at : at + shape_bytes])
         at += shape_bytes
@@ -194,6 +204,11 @@ def _decode_items(frame: Frame) -> list[Item]:
         rare = _unpack_json(meta[at : at + json_bytes]) if json_bytes else {}
         at += json_bytes
         _check(meta, at, (len(shapes), tensor_count), (strings, 3 + 3 * tensor_count))
+        if referring:
+            if referring > tensor_count:
+                raise ValueError(f"a reference in place of buffer {referring} of {tensor_count}")
+            index = used + referring - 1
+            buffers[index] = _copy(shared, buffers[index])
         request = InferRequest(
             id=strings[0],
             model=strings[1],
@@ -206,6 +221,13 @@ def _decode_items(frame: Frame) -> list[Item]:
         used += tensor_count
         items.append(Item(job_id, None if remaining < 0 else remaining, request))
     return items
+
+
+def _copy(shared: memoryview | None, reference: bytearray) -> bytearray:
+    offset, size = _REFERENCE.unpack(reference)
+    if shared is None or offset + size > len(shared):
+        raise ValueError(f"{size} bytes at {offset} of shared memory")
+    return bytearray(shared[offset : offset + size])
 
 
 def encode_outcome(outcome: Outcome) -> tuple[bytes, list[Buffer]]:

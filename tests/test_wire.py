@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mms_lite import errors, wire
 from mms_lite.errors import InvalidRequest, ServingError, from_wire
+from mms_lite.shared import Arena, SharedBytes, read_only
 from mms_lite.transport import Frame, FrameKind, ProtocolError
 from mms_lite.types import InferRequest, Tensor
 from mms_lite.wire import Item, Outcome
@@ -273,3 +274,58 @@ def test_a_status_that_no_answer_can_have_is_refused(status: int) -> None:
     meta, buffers = wire.encode_outcome(Outcome(1, status=status))
     with pytest.raises(ProtocolError):
         wire.decode_outcome(Frame(FrameKind.OUTCOME, 1, meta, list(map(bytearray, buffers))))
+
+
+def shared_item(job_id: int, body: SharedBytes, *others: Tensor) -> Item:
+    inputs = [*others, Tensor("body", "BYTES", (), body, "image/jpeg")]
+    return Item(job_id, None, InferRequest("id", "m", inputs=inputs))
+
+
+@pytest.fixture
+def arena() -> Arena:
+    arena = Arena.create(1 << 20)
+    if arena is None:
+        pytest.skip("this system has no memory that processes share")
+    return arena
+
+
+def test_a_body_in_shared_memory_crosses_as_a_reference_and_is_copied_out(arena: Arena) -> None:
+    sent = []
+    for number in range(3):
+        body = arena.take(50_000)
+        assert body is not None
+        body.view[:] = bytes([number]) * 50_000
+        query = Tensor("query", "BYTES", (), bytearray(b"q"))
+        sent.append(shared_item(number, body, *[query] * number))
+    sent.append(
+        Item(3, None, InferRequest("id", "m", inputs=[Tensor("body", "BYTES", (), bytearray(b"small"))]))
+    )
+    frame = batch_frame(sent)
+    assert sum(map(len, frame.buffers)) < 200
+    received = wire.decode_batch(frame, read_only(arena.fd))
+    bodies = [item.request.inputs[-1].data for item in received]
+    assert bodies == [bytes([number]) * 50_000 for number in range(3)] + [b"small"]
+    assert {type(body) for body in bodies} == {bytearray}
+    assert [len(item.request.inputs) for item in received] == [1, 2, 3, 1]
+
+
+def test_a_reference_to_what_is_not_there_breaks_the_protocol(arena: Arena) -> None:
+    body = arena.take(50_000)
+    assert body is not None
+    memory = read_only(arena.fd)
+    with pytest.raises(ProtocolError):  # a worker that was given no memory
+        wire.decode_batch(batch_frame([shared_item(1, body)]))
+    with pytest.raises(ProtocolError):
+        wire.decode_batch(batch_frame([shared_item(1, body)]), memory[:40_000])
+    for reference in (b"", bytes(15), struct.pack("!QQ", 1 << 63, 1 << 63)):
+        frame = batch_frame([shared_item(1, body)])
+        frame.buffers[0] = bytearray(reference)
+        with pytest.raises(ProtocolError):
+            wire.decode_batch(frame, memory)
+    frame = batch_frame([shared_item(1, body), shared_item(2, body)])
+    at = 4 + wire._JOB.size - 4
+    meta = bytearray(frame.meta)
+    assert meta[at : at + 4] == bytes([0, 0, 0, 1])
+    meta[at : at + 4] = bytes([0, 0, 0, 2])  # that of the next request
+    with pytest.raises(ProtocolError):
+        wire.decode_batch(dataclasses.replace(frame, meta=bytes(meta)), memory)

@@ -28,7 +28,7 @@ class Batch:
     enqueued_at: float  # of its first job
     rows: int = 0
     turn_at: float = 0.0  # when no other batch was before it any more
-    due: float = 0.0  # when it has taken too long, on the loop's clock; set when its turn comes
+    due: float = 0.0  # when it has taken too long; set when its turn comes
 
     def end(self, metrics: VersionMetrics) -> float:
         """Take note that a batch that was begun is over; return how long it took."""

@@ -135,6 +135,7 @@ class Job:
         Raises:
             ServingError: what the job failed with; DeadlineExceeded (by="client") past the deadline.
         """
+        outcome: Outcome | None = None
         try:
             final = False
             while not final:
@@ -145,6 +146,9 @@ class Job:
                 yield self._response(outcome)
         finally:
             self.cancel()
+            # The traceback of an error holds this frame, and it what holds the error and the request's body.
+            outcome = None
+            del self
 
     async def answer(self) -> InferResponse:
         """Return the one answer, as `answers` would yield it.
@@ -152,6 +156,7 @@ class Job:
         Raises:
             ServingError: as `answers`; also if the model gave more than one answer.
         """
+        outcome: Outcome | None = None
         try:
             outcome = await self._next()
             if not outcome.final:
@@ -162,6 +167,8 @@ class Job:
         finally:
             if self.outcome is None:
                 self.cancel()
+            outcome = None  # as in `answers`
+            del self
 
     async def _next(self) -> Outcome:
         while not self._stream:

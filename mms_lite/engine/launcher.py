@@ -27,6 +27,7 @@ from typing import Protocol
 
 from mms_lite.engine.output import LineReader
 from mms_lite.errors import ConfigError, LoadError
+from mms_lite.shared import Arena
 from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, ExitCode, Frame, Marks
 from mms_lite.types import ModelSpec
 
@@ -131,9 +132,15 @@ class ProcessLauncher:
     """Makes each worker a process group of its own, by `subprocess` from the loop's thread, never by fork."""
 
     def __init__(
-        self, *, max_frame_bytes: int, environ: Mapping[str, str] | None = None, guard: Guard | None = None
+        self,
+        *,
+        max_frame_bytes: int,
+        environ: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self._max_frame_bytes = max_frame_bytes
+        self._arena = arena
         self._guard = guard
         self._environ = dict(os.environ if environ is None else environ)
 
@@ -156,13 +163,17 @@ class ProcessLauncher:
             marks = _marks_file()
             shared = Marks.map(marks)
             command += ["--marks-fd", str(marks), "--max-frame-bytes", str(self._max_frame_bytes)]
+            inherited = [theirs.fileno(), marks]
+            if self._arena is not None:
+                command += ["--bodies-fd", str(self._arena.fd)]
+                inherited.append(self._arena.fd)
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._worker_environ(threads),
-                pass_fds=[theirs.fileno(), marks],
+                pass_fds=inherited,
                 start_new_session=True,
             )
         except OSError as error:

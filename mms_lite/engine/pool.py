@@ -84,7 +84,10 @@ class WorkerPool:
 
     def _feed_ahead(self) -> None:
         """Send full batches ahead, first to who holds the fewest: no other can take them from there."""
-        for worker in sorted(self._workers, key=lambda worker: worker.batches):
+        workers = self._workers
+        if len(workers) > 1:
+            workers = sorted(workers, key=lambda worker: worker.batches)
+        for worker in workers:
             worker.feed_ahead()
 
     async def scale(self, min_workers: int, max_workers: int) -> None:

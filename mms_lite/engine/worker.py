@@ -289,22 +289,24 @@ class Worker:
 
     def _take_turn(self, batch: Batch) -> None:
         """Let a batch be the one that runs, with its full time from now on."""
-        batch.turn_at = time.monotonic()
-        self._arm(batch)
+        batch.turn_at = now = time.monotonic()
+        self._arm(batch, now)
 
-    def _arm(self, batch: Batch) -> None:
-        """Give a batch its full time again. One timer serves all: it looks again when it came early."""
-        loop = asyncio.get_running_loop()
-        batch.due = loop.time() + self._spec.response_timeout_s
+    def _arm(self, batch: Batch, now: float) -> None:
+        """Give a batch its full time from now on. One timer serves all: it looks again when it came early."""
+        batch.due = now + self._spec.response_timeout_s
         if self._timer is None:
-            self._timer = loop.call_at(batch.due, self._check_time)
+            self._look_again(batch.due - now)
+
+    def _look_again(self, delay_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._check_time)
 
     def _check_time(self) -> None:
         self._timer = None
-        loop = asyncio.get_running_loop()
+        now = time.monotonic()
         for number, batch in self._batches.items():  # the first one runs, or should
-            if batch.due > loop.time():
-                self._timer = loop.call_at(batch.due, self._check_time)
+            if batch.due > now:
+                self._look_again(batch.due - now)
             else:
                 self._time_out(number, batch)
             return
@@ -344,7 +346,7 @@ class Worker:
             wire.decode_ids(frame)  # which item it is matters to nobody, but it must be one
             batch = self._batches.get(frame.conversation)
             if batch is not None:
-                self._arm(batch)
+                self._arm(batch, time.monotonic())
         elif frame.kind is FrameKind.METRICS:
             lines = wire.decode_lines(frame)
             _model_metrics_log.info("%d metrics of %s", len(lines), self.name, extra={"lines": lines})

@@ -8,10 +8,8 @@ end: chunked bodies, 100-continue, refusals and malformed messages have that one
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import socket
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -21,11 +19,13 @@ from mms_lite.errors import ServingError
 from mms_lite.frontends.head import Head, may_begin_a_head, read_head
 from mms_lite.frontends.message import (
     CLIENT_LEFT,
+    Buffer,
     HttpRequest,
     client_name,
     encode_response,
     random_id,
 )
+from mms_lite.shared import LEAST_BYTES, SharedBytes
 
 if TYPE_CHECKING:
     from mms_lite.frontends.listener import HttpListener
@@ -57,9 +57,10 @@ class HotConnections:
     def __init__(self, listener: HttpListener, take_over: TakeOver) -> None:
         self.listener = listener
         self.take_over = take_over
-        self.create_task = asyncio.get_running_loop().create_task
+        self.loop = asyncio.get_running_loop()
         # One for all: the loops fill it and call `buffer_updated` before they read anything else.
         self.scratch = bytearray(_SCRATCH_BYTES)
+        self.head: Head | None = None  # the last one that was read, for new connections
         self._open: set[_Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -97,7 +98,7 @@ class HotConnections:
     def _set_timer(self) -> None:
         limits = self.listener.limits
         every_s = min(_LOOK_S, limits.idle_s, limits.keepalive_s)
-        self._timer = asyncio.get_running_loop().call_later(every_s, self._tick)
+        self._timer = self.loop.call_later(every_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
@@ -119,6 +120,7 @@ class _Connection(asyncio.BufferedProtocol):
         "_left",
         "_listener",
         "_missing",
+        "_next",
         "_remote",
         "_request",
         "_rest",
@@ -137,12 +139,13 @@ class _Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._remote = ""
         self._state = _State.IDLE
-        self._head: Head | None = None  # the last one: most clients send the same again
+        self._head: Head | None = None  # of the last request: most clients send the same again
         self._rest = bytearray()  # received, not looked at, or a head's beginning
         self._request: HttpRequest | None = None
         self._begin = 0.0
         self._missing = 0  # bytes of the body
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # answers, from the first request on
+        self._next: asyncio.Future[None] | None = None  # for which it waits between two
         self._blocked = False  # more is written than the transport takes
         self._room: asyncio.Future[None] | None = None
         self._left = 0  # to be read or written when the clock was last looked at
@@ -151,8 +154,6 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._remote = client_name(transport.get_extra_info("peername"))
-        with contextlib.suppress(OSError):  # TCP_NODELAY is the loops' own default
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.due = time.monotonic() + self._listener.limits.keepalive_s
         self._all.add(self)
 
@@ -163,7 +164,11 @@ class _Connection(asyncio.BufferedProtocol):
             self._task.cancel()
         self._end(CLIENT_LEFT)  # a task that has not begun never comes to its own end
 
-    def get_buffer(self, sizehint: int) -> bytearray:
+    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
+        if self._state is _State.READING and self._request is not None:
+            body = self._request.body
+            if isinstance(body, SharedBytes):
+                return body.view[-self._missing :]
         return self._scratch
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -238,7 +243,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     def _read_request(self, data: bytearray, size: int) -> int:
         """Begin the request with which data[:size] begins; return how much of it is done with."""
-        head = self._head
+        head = self._head or self._all.head
         if head is None or not data.startswith(head.raw, 0, size):
             end = data.find(_END, 0, size) + len(_END)
             limits = self._listener.limits
@@ -250,7 +255,8 @@ class _Connection(asyncio.BufferedProtocol):
             head = read_head(bytes(data[:end]), limits)
             if head is None:
                 return self._hand_over(bytes(data[:size]))
-            self._head = head
+            self._all.head = head
+        self._head = head
         listener = self._listener
         try:
             listener.check_size(head.length)
@@ -258,7 +264,7 @@ class _Connection(asyncio.BufferedProtocol):
             return self._hand_over(bytes(data[:size]))
         start = len(head.raw)
         end = min(start + head.length, size)
-        body = data[start:end]
+        body = self._begin_body(head.length, memoryview(data)[start:end])
         self._begin = time.monotonic()
         self._request = HttpRequest(
             head.method,
@@ -272,54 +278,86 @@ class _Connection(asyncio.BufferedProtocol):
             head.named,
         )
         listener.active += 1
-        listener.held_bytes += len(body)
-        self._missing = head.length - len(body)
+        listener.held_bytes += end - start
+        self._missing = head.length - (end - start)
         if self._missing:
             self._state = _State.READING
             self._wait(self._begin, self._missing)
         else:
-            self._handle(self._request, head)
+            self._handle()
         return end
+
+    def _begin_body(self, length: int, begun: memoryview) -> bytearray | SharedBytes:
+        """Return a request's body with what is there of it."""
+        arena = self._listener.arena
+        if arena is not None and length >= LEAST_BYTES:
+            place = arena.take(length)
+            if place is not None:
+                place.view[: len(begun)] = begun
+                return place
+        return bytearray(begun)
 
     def _read_body(self, nbytes: int) -> None:
         request, head, listener = self._request, self._head, self._listener
         assert request is not None and head is not None
-        more = min(nbytes, self._missing)
+        body, more = request.body, min(nbytes, self._missing)
         try:
-            listener.check_size(len(request.body), more=more)
+            listener.check_size(head.length - self._missing, more=more)
+            fits = True
         except ServingError:
-            self._hand_over_request(bytes(self._scratch[:nbytes]))
-            return
-        received = memoryview(self._scratch)[:nbytes]
-        request.body += received[:more]
+            fits = False
+        if isinstance(body, bytearray):  # else it is there already
+            body += memoryview(self._scratch)[:more]
         listener.held_bytes += more
         self._missing -= more
+        behind = memoryview(self._scratch)[more:nbytes]
+        if not fits:
+            self._hand_over_request(behind)
+            return
         if not self._missing:
-            self._handle(request, head)
-        if more < nbytes:
-            self._keep(received[more:])
+            self._handle()
+        if behind:
+            self._keep(behind)
 
-    def _hand_over_request(self, more: bytes, *, late: bool = False) -> None:
+    def _hand_over_request(self, behind: Buffer, *, late: bool = False) -> None:
         """Hand over the request that is being read: its other reader knows what to say of it."""
         request, head = self._request, self._head
         assert request is not None and head is not None
         self._request = None
-        self._listener.release(request)
-        self._hand_over(b"".join((head.raw, request.body, more)), late=late)
+        received = head.length - self._missing
+        self._listener.release(received)
+        body = request.body if isinstance(request.body, bytearray) else request.body.view[:received]
+        self._hand_over(b"".join((head.raw, body, behind)), late=late)
 
     def _hand_over(self, received: bytes, *, late: bool = False) -> int:
         """Leave the connection to http.py from a message's beginning on; return how much that is."""
         transport = self._transport
         self._transport = None
         self._all.remove(self)
+        if self._task is not None and self._next is not None:
+            self._task.cancel()
         if transport is not None:
             self._all.take_over(transport, received, late)
         return len(received)
 
-    def _handle(self, request: HttpRequest, head: Head) -> None:
+    def _handle(self) -> None:
         self._state = _State.HANDLING
         self.due = _NEVER
-        self._task = self._all.create_task(self._serve(request, head))
+        if self._task is None:
+            self._task = self._all.loop.create_task(self._work())
+        elif self._next is not None:
+            self._next.set_result(None)
+
+    async def _work(self) -> None:
+        """Answer the requests of this connection. A task for each would be a tenth of a small one's cost."""
+        while self._request is not None and self._head is not None:
+            await self._serve(self._request, self._head)
+            if self._state is not _State.HANDLING:
+                if self._state is _State.CLOSING or self._transport is None:
+                    return
+                self._next = self._all.loop.create_future()
+                await self._next
+                self._next = None
 
     async def _serve(self, request: HttpRequest, head: Head) -> None:
         """Answer a request, then go on with what follows it."""
@@ -350,7 +388,7 @@ class _Connection(asyncio.BufferedProtocol):
     async def _wait_for_room(self, transport: asyncio.Transport) -> None:
         self._state = _State.SENDING
         self._wait(time.monotonic(), transport.get_write_buffer_size())
-        self._room = asyncio.get_running_loop().create_future()
+        self._room = self._all.loop.create_future()
         try:
             await self._room
         finally:
@@ -363,8 +401,7 @@ class _Connection(asyncio.BufferedProtocol):
             return
         assert head is not None
         self._request = None
-        self._task = None
-        self._listener.release(request)
+        self._listener.release(head.length - self._missing)
         self._listener.log_access(request, head.version, status, self._begin)
 
     def _go_on(self, keep_alive: bool) -> None:

@@ -68,12 +68,13 @@ class AnyConnections(web.Server):
         listener = self._listener
         connection = cast(_Connection, raw.protocol)
         begin = time.monotonic()
-        request = _request(raw, connection.remote)
+        body = bytearray()
+        request = _request(raw, connection.remote, body)
         connection.busy = True
         listener.active += 1
         status = CLIENT_LEFT
         try:
-            error = await self._read_body(raw, request.body)
+            error = await self._read_body(raw, body)
             if error is None:
                 response = await listener.answer(request)
             else:
@@ -88,7 +89,7 @@ class AnyConnections(web.Server):
             return _Sent(keep_alive=False)
         finally:
             connection.busy = False
-            listener.release(request)
+            listener.release(len(body))
             self._log_access(raw, request, status, begin)
         return _Sent(keep_alive=keep_alive, unread=None if raw.content.is_eof() else connection)
 
@@ -288,13 +289,13 @@ class _Stall:
             self.start()
 
 
-def _request(raw: web.BaseRequest, remote: str) -> HttpRequest:
+def _request(raw: web.BaseRequest, remote: str, body: bytearray) -> HttpRequest:
     target = raw.raw_path
     if not target.isascii():
         target = target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     path, query = split_target(target)
     headers = [(k.decode("latin-1"), _header_text(v)) for k, v in raw.raw_headers]
-    return HttpRequest(raw.method, path, random_id(), target, query, headers, bytearray(), remote)
+    return HttpRequest(raw.method, path, random_id(), target, query, headers, body, remote)
 
 
 def _header_text(value: bytes) -> str:

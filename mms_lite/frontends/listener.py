@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from mms_lite.frontends.hot import HotConnections
 from mms_lite.frontends.http import AnyConnections
 from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits
 from mms_lite.logs import log_access
+from mms_lite.shared import Arena
 
 _BACKLOG = 1024
 _CLOSE_S = 0.5  # for what is left of a connection once its grace is over
@@ -57,12 +59,14 @@ class HttpListener:
         access: Access = log_access,
         cors: Cors | None = None,
         hot: bool = True,
+        arena: Arena | None = None,
     ) -> None:
         self.limits = limits
         self.cors = cors
         self.stopping = False
         self.active = 0  # requests
         self.held_bytes = 0  # of request bodies
+        self.arena = arena
         self._access = access
         self._hot = hot
         self._protocol = protocol
@@ -85,6 +89,9 @@ class HttpListener:
             ssl=tls,
             ssl_handshake_timeout=None if tls is None else self.limits.handshake_s,
         )
+        for sock in self._listening.sockets:
+            # Connections inherit it; TCP_NODELAY is the loops' own default.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return int(self._listening.sockets[0].getsockname()[1])
 
     async def start_unix(self, path: str) -> None:
@@ -174,9 +181,9 @@ class HttpListener:
         if self.held_bytes + (more or size) > limits.max_bytes_in_flight:
             raise Overloaded("The server holds as many bytes of requests as it may. Try again later.")
 
-    def release(self, request: HttpRequest) -> None:
-        """Count a request and its body as open no longer."""
-        self.held_bytes -= len(request.body)
+    def release(self, held_bytes: int) -> None:
+        """Count a request, and so many bytes of its body, as open no longer."""
+        self.held_bytes -= held_bytes
         self.active -= 1
         if self._drained is not None and not self.active and not self._drained.done():
             self._drained.set_result(None)

@@ -16,6 +16,7 @@ from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from mms_lite.errors import ServingError
+from mms_lite.shared import SharedBytes
 
 Buffer = bytes | bytearray | memoryview
 
@@ -77,7 +78,8 @@ class HttpRequest:
     """A request as read. `raw_path` is the target as sent; `path` is decoded and without the query.
 
     `headers` keep the client's spelling and order; `id` is ours; `remote` is host:port, or empty. `named`
-    has the first header of each name, in lower case, where the reader knows them anyway.
+    has the first header of each name, in lower case, where the reader knows them anyway. A large `body` may
+    be in memory that workers share: what reads it here takes `own_body`.
     """
 
     method: str
@@ -86,7 +88,7 @@ class HttpRequest:
     raw_path: str = ""
     query: Sequence[tuple[str, str]] = ()
     headers: Sequence[tuple[str, str]] = ()
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray | SharedBytes = field(default_factory=bytearray)
     remote: str = ""
     named: Mapping[str, str] | None = None
 
@@ -94,6 +96,11 @@ class HttpRequest:
     def parameters(self) -> dict[str, str]:
         """The query as parameters of the call: of those with one name the first."""
         return dict(reversed(self.query))
+
+    @property
+    def own_body(self) -> bytearray:
+        """The body, copied if it is in shared memory."""
+        return bytearray(self.body.view) if isinstance(self.body, SharedBytes) else self.body
 
     def header(self, name: str) -> str | None:
         """Return the first header of this name in any letter case, or None; `name` is in lower case."""

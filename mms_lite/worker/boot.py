@@ -71,7 +71,7 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     _import_package()
-    from mms_lite import memory
+    from mms_lite import memory, shared
     from mms_lite.transport import BlockingConnection, Marks
     from mms_lite.worker import loop
 
@@ -79,8 +79,13 @@ def main():
     marks_fd = int(arguments["--marks-fd"])
     marks = Marks.map(marks_fd)
     os.close(marks_fd)
+    bodies = None
+    if "--bodies-fd" in arguments:
+        bodies_fd = int(arguments["--bodies-fd"])
+        bodies = shared.read_only(bodies_fd)
+        os.close(bodies_fd)
     end = BlockingConnection(connection, int(arguments["--max-frame-bytes"]))
-    return loop.run(end, marks, enter_model_folder)
+    return loop.run(end, marks, enter_model_folder, bodies)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,19 @@ _METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
 Enter = Callable[[str, str], None]
 
 
-def run(connection: BlockingConnection, marks: Marks, enter: Enter | None = None) -> int:
+def run(
+    connection: BlockingConnection,
+    marks: Marks,
+    enter: Enter | None = None,
+    shared: memoryview | None = None,
+) -> int:
     """Serve one model over `connection` and return the process's exit code.
 
-    `enter(path, handler)` makes the model's folder current; on a thread of the server it is None.
+    `enter(path, handler)` makes the model's folder current; on a thread of the server it is None. `shared` is
+    the memory in which large bodies are.
     """
     try:
-        return _Loop(connection, marks).run(enter)
+        return _Loop(connection, marks, shared).run(enter)
     except ConnectionClosed:
         return ExitCode.STOPPED
     except ProtocolError as error:
@@ -54,9 +60,12 @@ def run(connection: BlockingConnection, marks: Marks, enter: Enter | None = None
 
 
 class _Loop:
-    def __init__(self, connection: BlockingConnection, marks: Marks) -> None:
+    def __init__(
+        self, connection: BlockingConnection, marks: Marks, shared: memoryview | None = None
+    ) -> None:
         self._connection = connection
         self._marks = marks
+        self._shared = shared
         self._waiting: deque[Frame] = deque()
         self._cancelled: set[int] = set()
         self._cancels = 0  # CANCEL frames that were read
@@ -144,12 +153,9 @@ class _Loop:
         return self._waiting.popleft()
 
     def _receive(self) -> Frame:
-        """Wait for a frame; metrics do not wait longer than they may."""
+        """Wait for a frame; metrics do not wait much longer than they may."""
         if self._lines:
-            frame = self._connection.poll()
-            if frame is None:
-                left_s = self._lines_sent_at + _METRICS_EVERY_S - time.monotonic()
-                frame = self._connection.recv_within(left_s)
+            frame = self._connection.recv_within(_METRICS_EVERY_S)
             if frame is not None:
                 return frame
             self._send_metrics()
@@ -164,7 +170,7 @@ class _Loop:
 
     def _run_batch(self, model: handler.MmsHandler, frame: Frame) -> None:
         self._batch = frame.conversation
-        items = wire.decode_batch(frame)
+        items = wire.decode_batch(frame, self._shared)
         self._unanswered = len(items)
         if self._cancelled or any(item.remaining_ms == 0 for item in items):
             items = self._wanted(items)
@@ -173,12 +179,12 @@ class _Loop:
         if items:
             self._marks.begun = self._batch
             model.run(items, self._started, self._emit)
+        self._flush()
+        if items:  # what nobody waits for comes after the answers
             self._lines += model.metric_lines(time.time(), self._hostname)
-        late = self._lines and time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S
-        if late or len(self._lines) >= _METRICS_TOGETHER:
-            self._send_metrics()
-        else:
-            self._flush()
+            late = time.monotonic() - self._lines_sent_at > _METRICS_EVERY_S
+            if late or len(self._lines) >= _METRICS_TOGETHER:
+                self._send_metrics()
 
     def _wanted(self, items: list[Item]) -> list[Item]:
         """Return the items that somebody still waits for; the others have their answer."""

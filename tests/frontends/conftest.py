@@ -13,6 +13,7 @@ from raw_http import Answer, Client
 from mms_lite.frontends import mms
 from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import Cors, HttpProtocol, HttpRequest, HttpResponse, Limits, split_target
+from mms_lite.shared import Arena
 
 LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 
@@ -99,7 +100,8 @@ async def listen(hot: bool) -> AsyncIterator[Callable[..., Awaitable[Any]]]:
             cors: Cors | None = None,
             **limits: Any,
         ) -> int:
-            listener = HttpListener(protocol, Limits(**limits), cors=cors, hot=hot)
+            arena = Arena.create(8 << 20)
+            listener = HttpListener(protocol, Limits(**limits), cors=cors, hot=hot, arena=arena)
             listeners.append(listener)
             return await listener.start("127.0.0.1", 0, tls=tls)
 

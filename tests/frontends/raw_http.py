@@ -78,7 +78,7 @@ class Stub:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         self.asked.append(request)
         if self._answer is None:
-            return HttpResponse(200, [("Content-Type", "text/plain")], [bytes(request.body)])
+            return HttpResponse(200, [("Content-Type", "text/plain")], [bytes(request.own_body)])
         try:
             return await self._answer(request)
         except asyncio.CancelledError:
@@ -109,8 +109,13 @@ class Wire(asyncio.Transport):
             if self._closing:
                 break
             if isinstance(self._protocol, asyncio.BufferedProtocol):
-                memoryview(self._protocol.get_buffer(-1))[: len(piece)] = piece
-                self._protocol.buffer_updated(len(piece))
+                rest = piece
+                while rest:
+                    room = memoryview(self._protocol.get_buffer(-1))
+                    size = min(len(room), len(rest))
+                    room[:size] = rest[:size]
+                    self._protocol.buffer_updated(size)
+                    rest = rest[size:]
             else:
                 self._protocol.data_received(piece)
             await self.settle()

@@ -14,6 +14,7 @@ from mms_lite.frontends.hot import HotConnections
 from mms_lite.frontends.http import AnyConnections
 from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import HttpResponse, Limits
+from mms_lite.shared import LEAST_BYTES, Arena, SharedBytes
 
 CHUNKED = b"POST /c HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 
@@ -22,8 +23,8 @@ def both_ways(test):
     return pytest.mark.parametrize("hot", [True, False], ids=["hot", "any"])(test)
 
 
-def connections(stub, **limits):
-    listener = HttpListener(stub, Limits(linger_s=0, **limits), access=lambda *_: None)
+def connections(stub, arena=None, **limits):
+    listener = HttpListener(stub, Limits(linger_s=0, **limits), access=lambda *_: None, arena=arena)
     return HotConnections(listener, AnyConnections(listener).take_over)
 
 
@@ -39,15 +40,16 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("size", [5, 300_000, 3_000_000])
 async def test_a_body_is_its_own_and_can_be_resized(listen, connect, size):
     async def answer(asked):
-        asked.body.append(1)
-        del asked.body[:2]
-        return HttpResponse(200, (), [b"%d" % len(asked.body)])
+        body = asked.own_body
+        body.append(1)
+        del body[:2]
+        return HttpResponse(200, (), [b"%d" % len(body)])
 
     stub = Stub(answer)
     client = await connect(await listen(stub))
     for _ in range(2):
         assert (await client.ask("POST", "/a", bytes(size))).body == b"%d" % (size - 1)
-    assert type(stub.asked[0].body) is bytearray and stub.asked[0].body is not stub.asked[1].body
+    assert type(stub.asked[0].own_body) is bytearray and stub.asked[0].body is not stub.asked[1].body
 
 
 @both_ways
@@ -311,3 +313,115 @@ async def test_an_answer_that_cannot_be_written_ends_its_connection(caplog):
 async def test_a_request_line_with_two_spaces_is_left_to_the_other_reader():
     assert read_head(b"GET  / HTTP/1.1\r\nHost: t\r\n\r\n", Limits()) is None
     assert read_head(b"GET / HTTP/1.1\r\nHost: t\r\n\r\n", Limits()) is not None
+
+
+@pytest.fixture
+def arena():
+    arena = Arena.create(1 << 20)
+    if arena is None:
+        pytest.skip("this system has no memory that processes share")
+    return arena
+
+
+def pattern(size, seed=0):
+    return bytes((seed + n * 7 + n // 251) % 256 for n in range(size))
+
+
+@pytest.mark.parametrize("cut", [1, 60, 1000, 32_768, 40_059, 40_060, 70_000])
+async def test_a_large_body_lies_in_shared_memory_wherever_it_is_cut(arena, cut):
+    first, last = pattern(40_000), pattern(LEAST_BYTES, 3)
+    sent = request("POST", "/a", first) + request("POST", "/b", b"small") + request("POST", "/c", last)
+    stub = Stub()
+    wire = Wire(connections(stub, arena)())
+    await wire.send(sent[:cut], sent[cut:])
+    for _ in range(3):
+        await wire.settle()
+    bodies = [answer.partition(b"\r\n\r\n")[2] for answer in wire.answers()]
+    assert [first in bodies[0], b"small" in bodies[1], last in bodies[2]] == [True] * 3
+    assert [type(asked.body) for asked in stub.asked] == [SharedBytes, bytearray, SharedBytes]
+    stub.asked.clear()
+    assert arena.used_bytes == 0
+    wire.close()
+
+
+async def test_bodies_for_which_there_is_no_shared_memory_are_answered_all_the_same(arena):
+    held = arena.take(1 << 20)
+    stub = Stub()
+    wire = Wire(connections(stub, arena)())
+    await wire.send(request("POST", "/a", pattern(100_000)))
+    assert wire.answers()[0].endswith(pattern(100_000))
+    assert type(stub.asked[0].body) is bytearray
+    del held
+    await wire.send(request("POST", "/a", pattern(100_000, 9)))
+    assert wire.answers()[1].endswith(pattern(100_000, 9))
+    assert type(stub.asked[1].body) is SharedBytes
+    wire.close()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_its_memory(arena):
+    all_ = connections(Stub(), arena)
+    wire = Wire(all_())
+    await wire.send(request("POST", "/a", pattern(100_000))[:60_000])
+    assert arena.used_bytes >= 100_000 and all_.listener.held_bytes > 59_000
+    wire.close()
+    await wire.settle()
+    assert arena.used_bytes == 0
+    assert (all_.listener.active, all_.listener.held_bytes) == (0, 0)
+
+
+@both_ways
+async def test_large_bodies_that_come_past_the_bound_together_are_refused(listen, connect, wait_until):
+    port = await listen(Stub(), max_bytes_in_flight=150_000)
+    first, second = await connect(port), await connect(port)
+    for client in (first, second):
+        await client.send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\n" + bytes(50_000))
+    await wait_until(lambda: listen.listener.held_bytes == 100_000)
+    await first.send(bytes(40_000))
+    await wait_until(lambda: listen.listener.held_bytes == 140_000)
+    await second.send(bytes(40_000))
+    refused = await second.response()
+    assert (refused.status, refused.headers["connection"]) == (503, "close")
+    assert await second.at_end()
+    await first.send(bytes(10_000))
+    assert (await first.response()).body == bytes(100_000)
+    assert (listen.listener.active, listen.listener.held_bytes) == (0, 0)
+
+
+async def test_a_slow_client_of_a_large_body_is_told_and_its_memory_is_free(arena, clock):
+    all_ = connections(Stub(), arena, idle_s=10)
+    wire = Wire(all_())
+    await wire.send(request("POST", "/a", pattern(100_000))[:60_000])
+    clock.now += 11
+    all_.look()
+    await wire.settle()
+    clock.now += 11
+    all_.look()
+    await wire.settle()
+    assert wire.sent.startswith(b"HTTP/1.1 408 ")
+    assert arena.used_bytes == 0
+
+
+async def test_the_next_request_of_a_connection_waits_for_no_new_task(listen, connect):
+    tasks = []
+
+    async def answer(asked):
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        return HttpResponse(200)
+
+    client = await connect(await listen(Stub(answer)))
+    for _ in range(3):
+        await client.ask("POST", "/a", b"body")
+    assert len(set(tasks)) == 1 and not tasks[0].done()
+    client.leave()
+    await asyncio.wait(tasks[:1], timeout=10)
+    assert tasks[0].cancelled()
+
+
+async def test_what_another_client_sent_last_says_nothing_of_this_one(listen, connect):
+    port = await listen(Stub())
+    first, second, third = [await connect(port) for _ in range(3)]
+    assert (await first.ask("POST", "/a", b"123", "x-who: first")).body == b"123"
+    assert (await second.ask("POST", "/b", b"12345", "x-who: second")).body == b"12345"
+    assert (await third.ask("POST", "/a", b"abc", "x-who: first")).body == b"abc"
+    assert (await second.ask("POST", "/b", b"54321", "x-who: second")).body == b"54321"

@@ -404,7 +404,15 @@ async def test_a_worker_starts_in_a_bare_interpreter_with_the_standard_library_a
     assert outside == set()
     assert loaded & {"numpy", "aiohttp", "orjson", "psutil", "asyncio", "uvloop", "model_archiver"} == set()
     inside = {name for name in told["modules"] if name.startswith("mms_lite.")}
-    assert {n.split(".")[1] for n in inside} <= {"errors", "memory", "types", "transport", "wire", "worker"}
+    assert {n.split(".")[1] for n in inside} <= {
+        "errors",
+        "memory",
+        "shared",
+        "types",
+        "transport",
+        "wire",
+        "worker",
+    }
 
 
 def open_files() -> int:

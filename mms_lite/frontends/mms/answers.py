@@ -14,6 +14,7 @@ from mms_lite.frontends.message import HttpResponse
 from mms_lite.types import BYTES, InferResponse
 
 _LONGEST_RETRY_S = 60
+_quoted = json.JSONEncoder().encode
 
 # code of the error -> HTTP status and the type that MMS's clients know
 ERRORS: dict[str, tuple[int, str]] = {
@@ -49,9 +50,9 @@ def json_response(value: Any, *, status: int = 200, reason: str = "") -> HttpRes
 
 
 def error_response(status: int, kind: str, message: str) -> HttpResponse:
-    """Return an error in MMS's shape."""
+    """Return an error in MMS's shape; `kind` is one of its words."""
     # By hand, as a full queue refuses by the thousand: with an indent `json` has no C code.
-    body = f'{{\n  "code": {status},\n  "type": {json.dumps(kind)},\n  "message": {json.dumps(message)}\n}}\n'
+    body = f'{{\n  "code": {status},\n  "type": "{kind}",\n  "message": {_quoted(message)}\n}}\n'
     return HttpResponse(status, [("Content-Type", "application/json")], [body.encode()])
 
 

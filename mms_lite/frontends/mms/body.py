@@ -16,6 +16,7 @@ import multipart
 
 from mms_lite.errors import InvalidRequest
 from mms_lite.frontends.message import HttpRequest
+from mms_lite.shared import SharedBytes
 from mms_lite.types import BYTES, Tensor
 
 _THREAD_BYTES = 1 << 20
@@ -35,10 +36,10 @@ async def read_parts(request: HttpRequest, *, with_query: bool) -> list[Tensor]:
     kind, options = content_type(request)
     query = [_part(name, bytearray(value.encode())) for name, value in request.query] if with_query else []
     if kind.lower() == "multipart/form-data" and options.get("boundary"):
-        parts = await _off_loop(_multipart, request.body, options["boundary"])
-    elif kind.lower() == "application/x-www-form-urlencoded" and request.body.isascii():
+        parts = await _off_loop(_multipart, request.own_body, options["boundary"])
+    elif kind.lower() == "application/x-www-form-urlencoded" and (form := request.own_body).isascii():
         # Else it is what `curl --data-binary @photo` sends without a content type: no form at all.
-        parts = await _off_loop(_urlencoded, request.body)
+        parts = await _off_loop(_urlencoded, form)
     elif not query:
         return [Tensor("body", BYTES, (), request.body, kind)]
     else:
@@ -134,7 +135,7 @@ def _urlencoded(body: bytearray) -> list[Tensor]:
     return parts
 
 
-def _part(name: str, data: bytearray, kind: str = "") -> Tensor:
+def _part(name: str, data: bytearray | SharedBytes, kind: str = "") -> Tensor:
     if "\0" in name:
         raise InvalidRequest("A field's name contains a NUL character.")
     return Tensor(name, BYTES, (), data, kind)

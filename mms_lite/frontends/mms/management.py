@@ -106,7 +106,7 @@ class Management:
 
     async def _register(self, request: HttpRequest) -> HttpResponse:
         in_json = content_type(request)[0].lower() == "application/json"
-        given = _Parameters(await read_json(request.body) if in_json else request.parameters)
+        given = _Parameters(await read_json(request.own_body) if in_json else request.parameters)
         given.check(_REGISTER)
         if given.text("url") is None and request.body and not in_json:
             raise InvalidRequest(

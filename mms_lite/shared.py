@@ -1,0 +1,110 @@
+"""Memory for large request bodies that server and workers share, so that a body need not cross a socket.
+
+The server receives a body here and tells the worker where it is, which copies it out when its turn comes.
+Workers can only read. What finds no room crosses the socket like anything else: this is never needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import weakref
+from collections import defaultdict
+
+LEAST_BYTES = 32 * 1024  # of a body for which the detour is worth while
+MOST_BYTES = 64 << 20  # of an arena: what was used once stays with the process
+_F_SEAL_FUTURE_WRITE = (
+    0x10  # Linux 5.1: what maps the file from now on can only read; Python has no name for it
+)
+
+
+class SharedBytes:
+    """A body in shared memory. It is free for the next one when nobody refers to this object any more.
+
+    So whoever has a job that a worker may still read has this; `view`, of its length, shall not outlive it.
+    """
+
+    __slots__ = ("_free", "offset", "view")
+
+    def __init__(self, offset: int, view: memoryview, free: list[int]) -> None:
+        self.offset = offset
+        self.view = view
+        self._free = free
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __del__(self) -> None:
+        self._free.append(self.offset)
+
+
+class Arena:
+    """The shared memory of a server, with the places that are free in it. For one thread.
+
+    `fd` is the file's descriptor, which a worker inherits and maps.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        weakref.finalize(self, os.close, fd)
+        self._memory = memoryview(mmap.mmap(fd, size))
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # offsets by the size of the place
+        self._end = 0  # of what has ever been used
+
+    @classmethod
+    def create(cls, size: int = MOST_BYTES) -> Arena | None:
+        """Return a new one of so many bytes; None where the system has nothing of the kind."""
+        try:
+            fd = os.memfd_create("mms-lite-bodies", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except (AttributeError, OSError):
+            return None
+        try:
+            os.truncate(fd, size)
+            arena = cls(fd, size)
+            # A worker that cuts the file off would end the server, one that writes could answer for others.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            with contextlib.suppress(OSError):  # an older kernel
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
+        except OSError:
+            os.close(fd)
+            return None
+        return arena
+
+    def take(self, length: int) -> SharedBytes | None:
+        """Return a place for `length` bytes, the one that became free last; None if there is none."""
+        step = 1 << max(12, length.bit_length() - 3)  # whole pages, of which at most a quarter is left over
+        size = -(-length // step) * step
+        if not self._free[size] and self._end + size > len(self._memory):
+            self._begin_again()
+        free = self._free[size]
+        if free:
+            offset = free.pop()
+        elif self._end + size <= len(self._memory):
+            offset = self._end
+            self._end += size
+        else:
+            return None
+        return SharedBytes(offset, self._memory[offset : offset + length], free)
+
+    @property
+    def used_bytes(self) -> int:
+        """How much of it is taken now."""
+        return self._end - sum(size * len(offsets) for size, offsets in self._free.items())
+
+    def _begin_again(self) -> None:
+        """Divide the memory anew if all of it is free: the sizes that were asked for are not those of now."""
+        if not self.used_bytes:
+            self._free.clear()
+            self._end = 0
+
+
+def read_only(fd: int) -> memoryview:
+    """Return the whole memory of an arena, for a worker.
+
+    Raises:
+        OSError: it cannot be mapped.
+    """
+    return memoryview(mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ))

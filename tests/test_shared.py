@@ -1,0 +1,135 @@
+"""Memory that workers can read: no two bodies share a byte, none is given away while it is referred to."""
+
+import gc
+import mmap
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+
+from mms_lite.shared import Arena, SharedBytes, read_only
+
+PAGE = 4096
+
+
+@pytest.fixture
+def arena() -> Arena:
+    arena = Arena.create(1 << 20)
+    if arena is None:
+        pytest.skip("this system has no memory of the kind")
+    return arena
+
+
+def taken(arena: Arena, length: int) -> SharedBytes:
+    place = arena.take(length)
+    assert place is not None
+    return place
+
+
+def test_what_the_server_writes_a_worker_reads_at_the_same_place(arena: Arena) -> None:
+    seen = read_only(arena.fd)
+    assert len(seen) == 1 << 20
+    places = [taken(arena, length) for length in (1, PAGE, 100_001)]
+    for number, place in enumerate(places, 1):
+        place.view[:] = bytes([number]) * len(place)
+    assert [len(place) for place in places] == [1, PAGE, 100_001]
+    for number, place in enumerate(places, 1):
+        assert seen[place.offset : place.offset + len(place)] == bytes([number]) * len(place)
+
+
+def test_a_worker_can_neither_write_nor_cut_off(arena: Arena) -> None:
+    seen = read_only(arena.fd)
+    with pytest.raises(TypeError):
+        seen[0] = 1
+    with pytest.raises(OSError, match=r"not permitted|EPERM"):
+        os.truncate(arena.fd, PAGE)
+    with pytest.raises(PermissionError):
+        mmap.mmap(arena.fd, PAGE)
+
+
+def test_a_place_is_free_when_the_last_reference_is_gone(arena: Arena) -> None:
+    first, second = taken(arena, 40_000), taken(arena, 40_000)
+    assert first.offset != second.offset
+    again, offset = first, first.offset
+    del first
+    assert taken(arena, 40_000).offset not in (offset, second.offset)
+    del again
+    assert taken(arena, 40_000).offset == offset  # the one that is still in the processor's caches
+    del second
+    assert arena.used_bytes == 0
+
+
+def test_no_two_bodies_overlap_whatever_comes_and_goes(arena: Arena) -> None:
+    chance = random.Random(5)
+    held: dict[int, SharedBytes] = {}
+    refused = 0
+    for number in range(3000):
+        place = arena.take(chance.choice([1, 5000, 33_000, 70_000, 200_000, 400_000]))
+        if place is None:
+            refused += 1
+        else:
+            place.view[:] = bytes([number % 251]) * len(place)
+            held[number] = place
+        while len(held) > chance.randrange(12):
+            one = chance.choice(list(held))
+            place = held.pop(one)
+            assert place.view == bytes([one % 251]) * len(place)
+    assert refused and len(held) < 12
+    held.clear()
+    del place
+    assert arena.used_bytes == 0
+
+
+def test_a_full_arena_has_no_place_until_one_is_free(arena: Arena) -> None:
+    places = [taken(arena, 256 * 1024) for _ in range(4)]
+    assert arena.take(PAGE) is None
+    places.pop()
+    assert arena.take(256 * 1024) is not None
+
+
+def test_an_empty_arena_is_divided_anew(arena: Arena) -> None:
+    assert [arena.take(PAGE) for _ in range(300)].count(None) == 300 - (1 << 20) // PAGE
+    assert arena.take(1 << 20) is not None
+    assert arena.take((1 << 20) + 1) is None
+    assert arena.take(PAGE) is not None
+
+
+def test_an_arena_leaves_no_descriptor_and_its_bodies_outlive_it() -> None:
+    gc.collect()
+    before = len(os.listdir("/dev/fd"))
+    arena = Arena.create(1 << 20)
+    if arena is None:
+        pytest.skip("this system has no memory of the kind")
+    place = taken(arena, 40_000)
+    del arena
+    gc.collect()
+    place.view[:3] = b"abc"
+    assert bytes(place.view[:3]) == b"abc"
+    del place
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) <= before
+
+
+def test_a_system_without_such_memory_has_no_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert Arena.create() is None
+
+
+def test_another_process_reads_what_is_there_when_it_looks(arena: Arena) -> None:
+    place = taken(arena, 40_000)
+    place.view[:] = bytes(40_000)
+    place.view[-5:] = b"hello"
+    code = (
+        "import sys; from mms_lite.shared import read_only; m = read_only(int(sys.argv[1]));"
+        "a = int(sys.argv[2]); sys.stdout.buffer.write(m[a : a + 40_000][-5:])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(arena.fd), str(place.offset)],
+        pass_fds=[arena.fd],
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert run.stdout == b"hello"
