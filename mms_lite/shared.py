@@ -15,9 +15,8 @@ from collections import defaultdict
 
 LEAST_BYTES = 32 * 1024  # of a body for which the detour is worth while
 MOST_BYTES = 64 << 20  # of an arena: what was used once stays with the process
-_F_SEAL_FUTURE_WRITE = (
-    0x10  # Linux 5.1: what maps the file from now on can only read; Python has no name for it
-)
+_LEAST_PLACES = 16  # no body takes more than this part of it, so that a few cannot take it all
+_F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1, not in fcntl: what maps the file from now on can only read
 
 
 class SharedBytes:
@@ -46,10 +45,10 @@ class Arena:
     `fd` is the file's descriptor, which a worker inherits and maps.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, memory: mmap.mmap) -> None:
         self.fd = fd
         weakref.finalize(self, os.close, fd)
-        self._memory = memoryview(mmap.mmap(fd, size))
+        self._memory = memoryview(memory)
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # offsets by the size of the place
         self._end = 0  # of what has ever been used
 
@@ -62,24 +61,27 @@ class Arena:
             return None
         try:
             os.truncate(fd, size)
-            arena = cls(fd, size)
+            memory = mmap.mmap(fd, size)
             # A worker that cuts the file off would end the server, one that writes could answer for others.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             with contextlib.suppress(OSError):  # an older kernel
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
-        except OSError:
+        except (AttributeError, OSError):
             os.close(fd)
             return None
-        return arena
+        return cls(fd, memory)
 
     def take(self, length: int) -> SharedBytes | None:
         """Return a place for `length` bytes, the one that became free last; None if there is none."""
         step = 1 << max(12, length.bit_length() - 3)  # whole pages, of which at most a quarter is left over
         size = -(-length // step) * step
-        if not self._free[size] and self._end + size > len(self._memory):
-            self._begin_again()
+        if size * _LEAST_PLACES > len(self._memory):
+            return None
         free = self._free[size]
+        if not free and self._end + size > len(self._memory):
+            self._begin_again()
+            free = self._larger(size)
         if free:
             offset = free.pop()
         elif self._end + size <= len(self._memory):
@@ -88,6 +90,13 @@ class Arena:
         else:
             return None
         return SharedBytes(offset, self._memory[offset : offset + length], free)
+
+    def _larger(self, size: int) -> list[int]:
+        """Return the free places of the least size that has some and fits; an empty list if there are none."""
+        for each in sorted(self._free):
+            if each >= size and self._free[each]:
+                return self._free[each]
+        return self._free[size]
 
     @property
     def used_bytes(self) -> int:

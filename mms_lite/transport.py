@@ -7,6 +7,7 @@ which arrives in a fresh bytearray of its own. End of file means that the other 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import socket
 import struct
@@ -350,7 +351,8 @@ class BlockingConnection:
         if limit_s != self._limit_s:
             self._limit_s = limit_s
             timeval = struct.pack("@ll", int(limit_s), int(limit_s % 1 * 1_000_000))
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+            with contextlib.suppress(OSError):  # macOS refuses once the peer is gone: the read tells
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
 
     def _read(self, flags: int = 0) -> None:
         try:

@@ -12,11 +12,12 @@ import pytest
 from mms_lite.shared import Arena, SharedBytes, read_only
 
 PAGE = 4096
+SIZE = 4 << 20
 
 
 @pytest.fixture
 def arena() -> Arena:
-    arena = Arena.create(1 << 20)
+    arena = Arena.create(SIZE)
     if arena is None:
         pytest.skip("this system has no memory of the kind")
     return arena
@@ -30,7 +31,7 @@ def taken(arena: Arena, length: int) -> SharedBytes:
 
 def test_what_the_server_writes_a_worker_reads_at_the_same_place(arena: Arena) -> None:
     seen = read_only(arena.fd)
-    assert len(seen) == 1 << 20
+    assert len(seen) == SIZE
     places = [taken(arena, length) for length in (1, PAGE, 100_001)]
     for number, place in enumerate(places, 1):
         place.view[:] = bytes([number]) * len(place)
@@ -66,33 +67,51 @@ def test_no_two_bodies_overlap_whatever_comes_and_goes(arena: Arena) -> None:
     held: dict[int, SharedBytes] = {}
     refused = 0
     for number in range(3000):
-        place = arena.take(chance.choice([1, 5000, 33_000, 70_000, 200_000, 400_000]))
+        place = arena.take(chance.choice([1, 5000, 33_000, 70_000, 200_000, 260_000]))
         if place is None:
             refused += 1
         else:
             place.view[:] = bytes([number % 251]) * len(place)
             held[number] = place
-        while len(held) > chance.randrange(12):
+        while len(held) > chance.randrange(40):
             one = chance.choice(list(held))
             place = held.pop(one)
             assert place.view == bytes([one % 251]) * len(place)
-    assert refused and len(held) < 12
+    assert refused and len(held) < 40
     held.clear()
     del place
     assert arena.used_bytes == 0
 
 
 def test_a_full_arena_has_no_place_until_one_is_free(arena: Arena) -> None:
-    places = [taken(arena, 256 * 1024) for _ in range(4)]
+    places = [taken(arena, SIZE // 16) for _ in range(16)]
     assert arena.take(PAGE) is None
     places.pop()
-    assert arena.take(256 * 1024) is not None
+    assert arena.take(SIZE // 16) is not None
+
+
+def test_one_body_does_not_take_it_all(arena: Arena) -> None:
+    assert arena.take(SIZE // 16 + 1) is None
+    assert arena.take(SIZE // 16) is not None
+
+
+def test_a_larger_place_serves_where_none_of_the_size_is_left(arena: Arena) -> None:
+    places = [taken(arena, size) for size in [SIZE // 32] * 4 + [SIZE // 16] * 14]
+    assert arena.take(PAGE) is None
+    large = places.pop()
+    offset = large.offset
+    del large
+    small = taken(arena, PAGE)
+    assert (small.offset, len(small)) == (offset, PAGE)
+    del small
+    assert taken(arena, SIZE // 16).offset == offset
 
 
 def test_an_empty_arena_is_divided_anew(arena: Arena) -> None:
-    assert [arena.take(PAGE) for _ in range(300)].count(None) == 300 - (1 << 20) // PAGE
-    assert arena.take(1 << 20) is not None
-    assert arena.take((1 << 20) + 1) is None
+    assert all([arena.take(PAGE) for _ in range(SIZE // PAGE)])
+    places = [taken(arena, SIZE // 16) for _ in range(16)]
+    assert arena.take(PAGE) is None
+    places.clear()
     assert arena.take(PAGE) is not None
 
 
@@ -115,6 +134,20 @@ def test_an_arena_leaves_no_descriptor_and_its_bodies_outlive_it() -> None:
 def test_a_system_without_such_memory_has_no_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
     assert Arena.create() is None
+
+
+def test_a_system_that_seals_nothing_has_no_arena_and_keeps_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError("no seals")
+
+    gc.collect()
+    before = len(os.listdir("/dev/fd"))
+    monkeypatch.setattr("mms_lite.shared.fcntl.fcntl", refuse)
+    assert Arena.create(1 << 20) is None
+    gc.collect()
+    assert len(os.listdir("/dev/fd")) <= before
 
 
 def test_another_process_reads_what_is_there_when_it_looks(arena: Arena) -> None:

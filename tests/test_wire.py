@@ -283,7 +283,7 @@ def shared_item(job_id: int, body: SharedBytes, *others: Tensor) -> Item:
 
 @pytest.fixture
 def arena() -> Arena:
-    arena = Arena.create(1 << 20)
+    arena = Arena.create(4 << 20)
     if arena is None:
         pytest.skip("this system has no memory that processes share")
     return arena

@@ -76,8 +76,14 @@ class Table:
 
 
 def busy(record: Record) -> float | None:
-    """Return which share of the time between the first and the last batch the workers computed."""
-    return record["busy_s"] / record["wall_s"] if record.get("wall_s") else None
+    """Return in how much of the time from the first to the last batch the workers computed, in percent."""
+    return 100 * record["busy_s"] / record["wall_s"] if record.get("wall_s") else None
+
+
+def others_cpu(record: Record) -> float | None:
+    """Return the CPU time of all processes but the workers, in percent of theirs."""
+    share: float | None = record.get("others_share")
+    return None if share is None else 100 * share
 
 
 def module_table(module: ModuleType, *ratios: str) -> Table:
@@ -92,10 +98,10 @@ MODELS = Table(
     columns=(
         Column("images/s", key("rows_per_s"), quartiles=True),
         Column("of the bare loop's", key("ratio"), quartiles=True),
-        Column("workers compute, share of time", busy, quartiles=True),
+        Column("workers compute, % of the time", busy, quartiles=True),
         Column("between two batches, ms", key("gap_ms")),
         Column("images per batch", key("rows_per_batch")),
-        Column("CPU of the rest / workers'", key("others_share"), quartiles=True),
+        Column("CPU of the rest, % of the workers'", others_cpu, quartiles=True),
         Column("p50 ms", key("p50_ms")),
         Column("p99 ms", key("p99_ms")),
         Column("failed", total("failed", "errors"), combine=sum),

@@ -15,7 +15,14 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from mms_lite.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull, ServingError
+from mms_lite.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotReady,
+    QueueFull,
+    ServingError,
+    from_wire,
+)
 from mms_lite.metrics import VersionMetrics
 from mms_lite.types import BYTES, InferRequest, InferResponse
 from mms_lite.wire import Outcome
@@ -343,7 +350,7 @@ class JobQueue:
         while self._room:
             waiter = self._room.popleft()
             if not waiter.done():
-                waiter.set_exception(error)
+                waiter.set_exception(from_wire(error.to_wire()))
 
     def close(self, error: ServingError) -> None:
         """Refuse new jobs and fail those that wait with `error`."""
@@ -376,7 +383,7 @@ class JobQueue:
 
     def _refuse(self, job: Job, error: ServingError) -> None:
         self.metrics.refuse(error)
-        job.fail(error)
+        job.fail(from_wire(error.to_wire()))  # one for each: an error keeps where it was raised
 
     def _arrived(self) -> None:
         if self._idle:

@@ -80,8 +80,7 @@ class Engine:
         Raises:
             ServingError: as `infer`.
         """
-        job = self._find(request).submit(request)
-        async with contextlib.aclosing(job.answers()) as answers:
+        async with contextlib.aclosing(self._find(request).submit(request).answers()) as answers:
             async for answer in answers:
                 yield answer
 

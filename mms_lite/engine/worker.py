@@ -397,7 +397,7 @@ class Worker:
             (item,) = wire.decode_batch(frame)
             outcome = await self._pool.call(item)
         except ServingError as error:
-            outcome = Outcome(0, error=error)
+            outcome = Outcome(0, error=error.with_traceback(None))  # which would hold the call's body
         except (ProtocolError, ValueError) as error:
             outcome = Outcome(0, error=InvalidRequest(f"malformed call: {error}"))
         except Exception:

@@ -160,8 +160,7 @@ class _Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._all.remove(self)
-        if self._task is not None:
-            self._task.cancel()
+        self._cancel_task()
         self._end(CLIENT_LEFT)  # a task that has not begun never comes to its own end
 
     def get_buffer(self, sizehint: int) -> bytearray | memoryview:
@@ -334,8 +333,8 @@ class _Connection(asyncio.BufferedProtocol):
         transport = self._transport
         self._transport = None
         self._all.remove(self)
-        if self._task is not None and self._next is not None:
-            self._task.cancel()
+        if self._next is not None:  # else it is the task that hands over
+            self._cancel_task()
         if transport is not None:
             self._all.take_over(transport, received, late)
         return len(received)
@@ -349,15 +348,28 @@ class _Connection(asyncio.BufferedProtocol):
             self._next.set_result(None)
 
     async def _work(self) -> None:
-        """Answer the requests of this connection. A task for each would be a tenth of a small one's cost."""
-        while self._request is not None and self._head is not None:
-            await self._serve(self._request, self._head)
-            if self._state is not _State.HANDLING:
+        """Answer the requests of this connection, one after the other: a task for each would cost more."""
+        try:
+            while self._request is not None and self._head is not None:
+                await self._serve(self._request, self._head)
+                if self._state is _State.HANDLING:  # what was behind it; others have their turn first
+                    await asyncio.sleep(0)
+                    continue
                 if self._state is _State.CLOSING or self._transport is None:
                     return
                 self._next = self._all.loop.create_future()
                 await self._next
                 self._next = None
+        except Exception:
+            _log.exception("the connection of %s is cut", self._remote)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _cancel_task(self) -> None:
+        """Cancel what works for this connection. A cancelled task keeps its frames, and so what it had read."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     async def _serve(self, request: HttpRequest, head: Head) -> None:
         """Answer a request, then go on with what follows it."""

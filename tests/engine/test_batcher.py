@@ -1,7 +1,10 @@
 """How work waits: bounded, in order, never mixed, and gone as soon as nobody wants it."""
 
 import asyncio
+import contextlib
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -629,3 +632,47 @@ async def test_the_drain_rate_is_that_of_the_last_answers(wait_until: Callable[.
         queue.count_answer()
     await wait_until(lambda: time.monotonic() - began > 0.1)
     assert 10 < queue.answered_per_s <= 100
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_error_keeps_nothing_of_the_request_that_it_answered(streamed: bool) -> None:
+    class Body(bytearray):
+        """Can be referred to weakly."""
+
+    def failed(body: Body) -> Job:
+        only = Job(InferRequest(id="r", model="m", inputs=[Tensor("body", "BYTES", (), body)]))
+        only.fail(InvalidRequest("bad"))
+        return only
+
+    async def told(body: Body) -> None:
+        if streamed:
+            async with contextlib.aclosing(failed(body).answers()) as answers:
+                await anext(answers)
+        else:
+            await failed(body).answer()
+
+    body = Body(b"x")
+    kept = weakref.ref(body)
+    gc.disable()
+    try:
+        with contextlib.suppress(InvalidRequest):
+            await told(body)
+        del body
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+async def test_each_job_that_waits_when_the_queue_closes_has_an_error_of_its_own() -> None:
+    queue = JobQueue(5)
+    waiting = [job(), job()]
+    for each in waiting:
+        queue.put(each)
+    queue.close(ModelNotReady("gone", no_workers=True))
+    errors = []
+    for each in waiting:
+        with pytest.raises(ModelNotReady) as caught:
+            await each.answer()
+        errors.append(caught.value)
+    assert errors[0] is not errors[1]
+    assert [(error.message, error.details) for error in errors] == [("gone", {"no_workers": True})] * 2

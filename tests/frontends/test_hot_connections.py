@@ -1,6 +1,7 @@
 """Connections of the fast way in: whose bytes are whose, hand-overs, clients that are slow or leave."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import tracemalloc
@@ -317,7 +318,7 @@ async def test_a_request_line_with_two_spaces_is_left_to_the_other_reader():
 
 @pytest.fixture
 def arena():
-    arena = Arena.create(1 << 20)
+    arena = Arena.create(4 << 20)
     if arena is None:
         pytest.skip("this system has no memory that processes share")
     return arena
@@ -345,7 +346,7 @@ async def test_a_large_body_lies_in_shared_memory_wherever_it_is_cut(arena, cut)
 
 
 async def test_bodies_for_which_there_is_no_shared_memory_are_answered_all_the_same(arena):
-    held = arena.take(1 << 20)
+    held = [arena.take(1 << 18) for _ in range(16)]
     stub = Stub()
     wire = Wire(connections(stub, arena)())
     await wire.send(request("POST", "/a", pattern(100_000)))
@@ -356,6 +357,41 @@ async def test_bodies_for_which_there_is_no_shared_memory_are_answered_all_the_s
     assert wire.answers()[1].endswith(pattern(100_000, 9))
     assert type(stub.asked[1].body) is SharedBytes
     wire.close()
+
+
+async def test_a_client_that_leaves_while_it_is_served_leaves_its_memory(arena):
+    async def answer(asked):
+        await asyncio.Event().wait()
+
+    class Forgetful(Stub):
+        async def handle(self, request):
+            return await answer(request)
+
+    wire = Wire(connections(Forgetful(), arena)())
+    gc.collect()
+    gc.disable()
+    try:
+        await wire.send(request("POST", "/a", pattern(100_000)))
+        assert arena.used_bytes >= 100_000
+        wire.close()
+        await wire.settle()
+        assert arena.used_bytes == 0
+    finally:
+        gc.enable()
+
+
+async def test_a_client_with_many_requests_at_once_leaves_others_their_turn():
+    stub = Stub()
+    all_ = connections(stub)
+    greedy, modest = Wire(all_()), Wire(all_())
+    sent = request("GET", "/greedy") * 500
+    memoryview(greedy._protocol.get_buffer(-1))[: len(sent)] = sent
+    greedy._protocol.buffer_updated(len(sent))
+    await modest.send(request("GET", "/modest"))
+    paths = [asked.raw_path for asked in stub.asked]
+    assert "/modest" in paths[:5]
+    for wire in (greedy, modest):
+        wire.close()
 
 
 async def test_a_client_that_leaves_in_the_middle_of_a_body_leaves_its_memory(arena):
