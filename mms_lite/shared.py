@@ -92,7 +92,7 @@ class Arena:
         return SharedBytes(offset, self._memory[offset : offset + length], free)
 
     def _larger(self, size: int) -> list[int]:
-        """Return the free places of the least size that has some and fits; an empty list if there are none."""
+        """Return the free places of the least size that fits and has some; an empty list if none has."""
         for each in sorted(self._free):
             if each >= size and self._free[each]:
                 return self._free[each]

@@ -366,7 +366,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def _cancel_task(self) -> None:
-        """Cancel what works for this connection. A cancelled task keeps its frames, and so what it had read."""
+        """Cancel what works for this connection; let go of it, as a cancelled task keeps what its frames held."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
