@@ -366,7 +366,7 @@ class _Connection(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def _cancel_task(self) -> None:
-        """Cancel what works for this connection; let go of it, as a cancelled task keeps what its frames held."""
+        """Cancel what works for this connection, and let go of it: a cancelled task keeps its frames."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
