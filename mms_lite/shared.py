@@ -56,18 +56,15 @@ class Arena:
     def create(cls, size: int = MOST_BYTES) -> Arena | None:
         """Return a new one of so many bytes; None where the system has nothing of the kind."""
         try:
-            fd = os.memfd_create("mms-lite-bodies", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd = memory_file("mms-lite-bodies", size)
         except (AttributeError, OSError):
             return None
         try:
-            os.truncate(fd, size)
             memory = mmap.mmap(fd, size)
-            # A worker that cuts the file off would end the server, one that writes could answer for others.
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            with contextlib.suppress(OSError):  # an older kernel
+            with contextlib.suppress(OSError):  # an older kernel: workers could write
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
-        except (AttributeError, OSError):
+        except OSError:
             os.close(fd)
             return None
         return cls(fd, memory)
@@ -108,6 +105,23 @@ class Arena:
         if not self.used_bytes:
             self._free.clear()
             self._end = 0
+
+
+def memory_file(name: str, size: int) -> int:
+    """Return the descriptor of a file in memory, always of this size: who cuts it off would end the server.
+
+    Raises:
+        OSError: there is no memory or descriptor left.
+        AttributeError: the system has nothing of the kind.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except (AttributeError, OSError):
+        os.close(fd)
+        raise
+    return fd
 
 
 def read_only(fd: int) -> memoryview:

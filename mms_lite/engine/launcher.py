@@ -27,7 +27,7 @@ from typing import Protocol
 
 from mms_lite.engine.output import LineReader
 from mms_lite.errors import ConfigError, LoadError
-from mms_lite.shared import Arena
+from mms_lite.shared import Arena, memory_file
 from mms_lite.transport import AsyncConnection, BlockingConnection, Buffer, ExitCode, Frame, Marks
 from mms_lite.types import ModelSpec
 
@@ -213,16 +213,14 @@ def _marks_file() -> int:
     Raises:
         OSError: there is no memory or descriptor left.
     """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("mms-lite-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    else:  # macOS
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
     try:
-        os.truncate(fd, Marks.SIZE)
-        if hasattr(fcntl, "F_ADD_SEALS"):  # a file that a worker cuts off would end the server
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        fd = memory_file("mms-lite-marks", Marks.SIZE)
+    except AttributeError:  # macOS
+        with tempfile.TemporaryFile() as file:
+            file.truncate(Marks.SIZE)
+            return os.dup(file.fileno())
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL)
     except OSError:
         os.close(fd)
         raise

@@ -79,7 +79,7 @@ class HttpRequest:
 
     `headers` keep the client's spelling and order; `id` is ours; `remote` is host:port, or empty. `named`
     has the first header of each name, in lower case, where the reader knows them anyway. A large `body` may
-    be in memory that workers share: what reads it here takes `own_body`.
+    be in memory that workers share: what reads it here takes `body_view`, or `own_body`.
     """
 
     method: str
@@ -96,6 +96,11 @@ class HttpRequest:
     def parameters(self) -> dict[str, str]:
         """The query as parameters of the call: of those with one name the first."""
         return dict(reversed(self.query))
+
+    @property
+    def body_view(self) -> memoryview:
+        """The body where it is."""
+        return self.body.view if isinstance(self.body, SharedBytes) else memoryview(self.body)
 
     @property
     def own_body(self) -> bytearray:

@@ -542,6 +542,16 @@ async def test_a_request_whose_deadline_passes_among_those_sent_ahead_is_called_
     assert wire.decode_ids(await worker.hear(FrameKind.CANCEL)) == [batches[2][1].job_id]
 
 
+async def answers_in_order(worker: Any, asked: Any, numbers: range) -> None:
+    """Have the worker answer these requests, each of which has its number for a body."""
+    for n in numbers:
+        number, (item,) = await worker.hear_batch()
+        assert bytes(item.request.inputs[0].data) == b"%d" % n
+        worker.begin(number)
+        worker.answer(number, item)
+        assert await result(asked[n]) == b"%d" % n
+
+
 async def test_several_batches_sent_ahead_go_back_in_their_order_before_those_that_wait(
     make_model: Make, launcher: ScriptedLauncher, send: Send, took: Took
 ) -> None:
@@ -555,12 +565,7 @@ async def test_several_batches_sent_ahead_go_back_in_their_order_before_those_th
     assert await result(asked[0]) == b"0"
     await refused(asked[1], WorkerDied)
     restarted = await launcher.worker()
-    for n in range(2, 20):
-        number, (item,) = await restarted.hear_batch()
-        assert bytes(item.request.inputs[0].data) == b"%d" % n
-        restarted.begin(number)
-        restarted.answer(number, item)
-        assert await result(asked[n]) == b"%d" % n
+    await answers_in_order(restarted, asked, range(2, 20))
 
 
 async def test_requests_that_only_waited_behind_those_that_end_workers_are_not_given_up(
@@ -575,11 +580,7 @@ async def test_requests_that_only_waited_behind_those_that_end_workers_are_not_g
         worker.die()
         await refused(asked[n], WorkerDied)
         worker = await launcher.worker()
-    for n in range(5, 8):
-        number, (item,) = await worker.hear_batch()
-        worker.begin(number)
-        worker.answer(number, item)
-        assert await result(asked[n]) == b"%d" % n
+    await answers_in_order(worker, asked, range(5, 8))
 
 
 async def test_of_several_batches_sent_ahead_one_that_hangs_fails_alone_and_in_its_own_time(

@@ -36,7 +36,7 @@ async def read_parts(request: HttpRequest, *, with_query: bool) -> list[Tensor]:
     kind, options = content_type(request)
     query = [_part(name, bytearray(value.encode())) for name, value in request.query] if with_query else []
     if kind.lower() == "multipart/form-data" and options.get("boundary"):
-        parts = await _off_loop(_multipart, request.own_body, options["boundary"])
+        parts = await _off_loop(_multipart, request.body_view, options["boundary"])
     elif kind.lower() == "application/x-www-form-urlencoded" and (form := request.own_body).isascii():
         # Else it is what `curl --data-binary @photo` sends without a content type: no form at all.
         parts = await _off_loop(_urlencoded, form)
@@ -83,13 +83,13 @@ def content_type(request: HttpRequest) -> tuple[str, dict[str, str]]:
     return kind.strip(), dict(multipart.parse_options_header(header)[1]) if semicolon else {}
 
 
-async def _off_loop(parse: Any, body: bytearray, *args: Any) -> Any:
+async def _off_loop(parse: Any, body: bytearray | memoryview, *args: Any) -> Any:
     if len(body) > _THREAD_BYTES:
         return await asyncio.to_thread(parse, body, *args)
     return parse(body, *args)
 
 
-def _multipart(body: bytearray, boundary: str) -> list[Tensor]:
+def _multipart(body: memoryview, boundary: str) -> list[Tensor]:
     try:
         parser = multipart.PushMultipartParser(
             boundary,
@@ -104,12 +104,11 @@ def _multipart(body: bytearray, boundary: str) -> list[Tensor]:
         raise InvalidRequest(f"The multipart body cannot be read: {error}") from error
 
 
-def _segments(parser: multipart.PushMultipartParser, body: bytearray) -> Iterable[Tensor]:
+def _segments(parser: multipart.PushMultipartParser, body: memoryview) -> Iterable[Tensor]:
     name, kind, data = "", "", bytearray()
-    view = memoryview(body)
     with parser:
         for start in range(0, len(body), _PIECE_BYTES):
-            for event in parser.parse(bytes(view[start : start + _PIECE_BYTES])):
+            for event in parser.parse(bytes(body[start : start + _PIECE_BYTES])):
                 if isinstance(event, multipart.MultipartSegment):
                     name, data = event.name, bytearray()
                     is_file = event.filename is not None
