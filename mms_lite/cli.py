@@ -42,6 +42,7 @@ _BOOT = (
     "import sys; del sys.argv[1]; sys.path[:] = [p for p in sys.path if p] + [{!r}];"
     " from mms_lite.cli import main; main()"
 )
+_PORTS = {"inference": "http", "grpc": "grpc", "metrics": "metrics"}  # what the flags call the APIs' ports
 # MMS's own, looser reading of what its `--models` takes without a store; the repository reads them later.
 _NEEDS_NO_STORE = re.compile(r"(.+=)?https?://.+|ALL", re.IGNORECASE)
 
@@ -80,6 +81,9 @@ def _config_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--print-config", is_flag=True, help="Show every setting and where it comes from; start nothing."
 )
+@click.option("--http-port", "--rest-port", type=int, help="Port of inference_address.")
+@click.option("--grpc-port", "--port", type=int, help="Port of grpc_address.")
+@click.option("--metrics-port", type=int, help="Port of metrics_address.")
 @click.option("--report-fd", type=int, hidden=True)
 @click.version_option(mms_lite.__version__, prog_name="mms-lite")
 @_config_options
@@ -179,6 +183,8 @@ def _load_config(flag: str | None, log_config: str | None, values: dict[str, Any
         _Exit, ConfigError: it cannot be used.
     """
     models, store, temp = values.pop("models"), values["model_store"], os.environ.get("TEMP")
+    repository = values["model_repository"]
+    ports = {f"{api}_address": values.pop(f"{key}_port") for api, key in _PORTS.items()}
     wrong = ""
     if log_config and not Path(log_config).is_file():
         wrong = f"--log-config file not found: {os.path.realpath(log_config)}"
@@ -188,13 +194,16 @@ def _load_config(flag: str | None, log_config: str | None, values: dict[str, Any
         wrong = f"--mms-config file not found: {flag}"
     elif store and not Path(store).is_dir():
         wrong = f"--model-store directory not found: {store}"
+    elif repository and not Path(repository).is_dir():
+        wrong = f"--model-repository directory not found: {repository}"
     if wrong:
         raise _Exit(wrong, EXIT_CONFIGURATION)
     overrides = {**values, "load_models": ",".join(models) or None}
     loaded = Config.load(find_config_file(flag, os.environ), overrides, os.environ)
-    if loaded.config.model_store is None and not all(map(_NEEDS_NO_STORE.fullmatch, models)):
+    sources = (loaded.config.model_store, loaded.config.model_repository)
+    if sources == (None, None) and not all(map(_NEEDS_NO_STORE.fullmatch, models)):
         raise _Exit("--model-store is required to load model locally.", EXIT_CONFIGURATION)
-    return loaded
+    return loaded.with_ports(ports)
 
 
 def _become(command: list[str]) -> None:
@@ -374,6 +383,8 @@ def _print_event(event: Mapping[str, Any]) -> None:
         _say(event["message"])
     elif kind == "ready":
         _say(f"Inference API:  {event['inference_address']}")
+        if "grpc_address" in event:
+            _say(f"gRPC API:       {event['grpc_address']}")
         _say(f"Management API: {event['management_address']}")
         if "metrics_address" in event:
             _say(f"Metrics API:    {event['metrics_address']}")

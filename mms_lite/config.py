@@ -28,6 +28,9 @@ SECONDS_KEY = "default_response_timeout_seconds"
 ENABLE_KEY = "enable_envvars_config"
 WORKERS_KEY = "NUM_WORKERS"
 PRESETS = {"sagemaker": Path(__file__).parent / "configs" / "sagemaker.properties"}  # names for --mms-config
+# Where the addresses listen that nobody names, under --model-repository.
+TRITON_PORTS = {"inference_address": 8000, "grpc_address": 8001, "metrics_address": 8002}
+_CONTROL_MODES = ("none", "poll", "explicit")
 GIB = 1 << 30
 _FRAME_HEADROOM = 1 << 20  # what a message between processes holds besides the body
 
@@ -49,10 +52,17 @@ def _switch(text: str) -> bool:
     return text.lower() == "true"
 
 
-def _address_or_none(text: str) -> Address | None:
+def _address_or_none(text: str, *, port: int = 8082) -> Address | None:
     if text.strip().lower() == "none":
         return None
-    return Address.parse(text, http_port=8082, https_port=8082)
+    return Address.parse(text, http_port=port, https_port=port)
+
+
+def _control_mode(text: str) -> str:
+    mode = text.strip().lower()
+    if mode not in _CONTROL_MODES:
+        raise ConfigError(f'"{text}" is none of {", ".join(_CONTROL_MODES)}')
+    return mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,8 @@ SECONDS = Kind("seconds", _seconds)
 SWITCH = Kind("true or false", _switch)
 INFERENCE = Kind("address", Address.parse)
 MANAGEMENT = Kind("address", partial(Address.parse, http_port=8081, https_port=8444))
+CONTROL_MODE = Kind("none, poll or explicit", _control_mode)
+GRPC = Kind("address or none", partial(_address_or_none, port=8070))
 METRICS = Kind("address or none", _address_or_none)
 SECRET = Kind("secret text", str)  # never printed
 _TEXTS = (TEXT, PATH, SECRET)
@@ -110,7 +122,29 @@ class Config:
     metrics_address: Address | None = _option(
         Address("http", "127.0.0.1", 8082), METRICS, "Where Prometheus scrapes `/metrics`; `none`: nowhere."
     )
+    grpc_address: Address | None = _option(
+        Address("http", "127.0.0.1", 8070),
+        GRPC,
+        "Where gRPC is served (KServe v2, TensorFlow Serving); `none`: nowhere.",
+    )
     model_store: Path | None = _option(None, PATH, "Folder of the model archives.")
+    model_repository: Path | None = _option(None, PATH, "Folder of a Triton model repository.")
+    model_control_mode: str = _option(
+        "none",
+        CONTROL_MODE,
+        "Who changes what is served from the repository: `none` nobody, `poll` the folder, `explicit` clients"
+        " of KServe v2's load and unload.",
+    )
+    repository_poll_s: float = _option(
+        15.0,
+        SECONDS,
+        "Time between two looks at the repository in mode poll.",
+        0.1,
+        key="repository_poll_secs",
+    )
+    server_name: str = _option(
+        "", TEXT, "The name in KServe v2's server metadata; unset: mms-lite, with model_repository triton."
+    )
     load_models: str = _option(
         "", TEXT, "Load at start: `ALL` in model_store, or `[name=]location,...`", flag="--models"
     )
@@ -124,6 +158,9 @@ class Config:
     job_queue_size: int = _option(100, INTEGER, "Requests that may wait per model; more: 503.", minimum=1)
     max_request_size: int = _option(6_553_500, BYTES, "Largest request body (MMS API).", minimum=1)
     max_response_size: int = _option(6_553_500, BYTES, "Largest response body (MMS API).", minimum=1)
+    max_tensor_request_size: int = _option(
+        64 << 20, BYTES, "Largest request of KServe v2 and TensorFlow Serving, HTTP and gRPC.", minimum=1
+    )
     max_frame_bytes: int = _option(GIB, BYTES, "Largest message between server and worker.", minimum=1)
     max_bytes_in_flight: int = _option(
         GIB, BYTES, "Largest sum of request bodies held, per address.", minimum=1
@@ -213,8 +250,15 @@ class Config:
             notes.append(
                 f"preload_model={values['preload_model']} has no effect: workers are started, never forked"
             )
-        if values["max_request_size"] + _FRAME_HEADROOM > values["max_frame_bytes"]:
-            raise ConfigError("max_request_size must be smaller than max_frame_bytes by a mebibyte")
+        for name in ("max_request_size", "max_tensor_request_size"):
+            if values[name] + _FRAME_HEADROOM > values["max_frame_bytes"]:
+                raise ConfigError(f"{name} must be smaller than max_frame_bytes by a mebibyte")
+        if values["model_repository"] is not None:
+            if values["model_store"] is not None:
+                raise ConfigError("model_store and model_repository exclude each other")
+            for name, port in TRITON_PORTS.items():
+                if origins[name] == "default":
+                    values[name] = replace(values[name], port=port)
         return LoadedConfig(cls(**values), origins, tuple(notes), file)
 
 
@@ -230,6 +274,23 @@ class LoadedConfig:
     origins: Mapping[str, str]
     notes: tuple[str, ...]
     file: Path | None = None
+
+    def with_ports(self, ports: Mapping[str, int | None]) -> LoadedConfig:
+        """Return the configuration with these ports, by the field of the address; None leaves one as it is.
+
+        Raises:
+            ConfigError: the address has no port, or the number is not one.
+        """
+        changed, origins = {}, dict(self.origins)
+        for name, port in ports.items():
+            if port is None or origins[name].startswith("environment"):
+                continue
+            address = getattr(self.config, name) or next(o.default for o in OPTIONS if o.name == name)
+            if address.scheme == "unix" or not 0 <= port <= 65535:
+                raise ConfigError(f"{address} cannot have the port {port} ({name}, command line)")
+            changed[name] = replace(address, port=port)
+            origins[name] = "command line"
+        return replace(self, config=replace(self.config, **changed), origins=origins)
 
 
 def _options() -> Iterator[Option]:

@@ -78,6 +78,7 @@ def banner(loaded: LoadedConfig, *, cpus: int, gpus: int, workers: int) -> list[
         "Python executable": sys.executable,
         "Config file": file and _absolute(file),
         "Inference address": config.inference_address,
+        "gRPC address": config.grpc_address,
         "Management address": config.management_address,
         "Metrics address": config.metrics_address,
         "Model Store": config.model_store and _absolute(config.model_store),

@@ -5,6 +5,7 @@ No format is known here: whoever shows the numbers takes a `Snapshot` and spells
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,12 +69,20 @@ REASONS = ("queue_full", "model_not_ready", "no_workers", "deadline_exceeded")  
 
 @dataclass(slots=True)
 class VersionMetrics:
-    """What one version of a model has seen. `requests` is by protocol and the code that was sent."""
+    """What one version of a model has seen. `requests` is by protocol and the code that was sent.
+
+    `batches` is by number of rows: how many there were and the seconds that they ran. `failed` counts jobs
+    that ended in an error and `failed_s` how long they had taken; `last_batch_at` is wall-clock time.
+    """
 
     requests: dict[tuple[str, str], int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     cancelled: int = 0
     restarts: int = 0
+    failed: int = 0
+    failed_s: float = 0.0
+    last_batch_at: float = 0.0
+    batches: dict[int, tuple[int, float]] = field(default_factory=dict)
     queue_s: Histogram = field(default_factory=_latencies)
     batch_wait_s: Histogram = field(default_factory=_latencies)
     inference_s: Histogram = field(default_factory=_latencies)
@@ -84,6 +93,21 @@ class VersionMetrics:
         """Count an answered request."""
         key = protocol, code
         self.requests[key] = self.requests.get(key, 0) + 1
+
+    def end_batch(self, rows: int, spent_s: float) -> None:
+        """Take note of a batch that has run."""
+        self.inference_s.observe(spent_s)
+        self.batch_rows.observe(rows)
+        count, total_s = self.batches.get(rows, (0, 0.0))
+        self.batches[rows] = count + 1, total_s + spent_s
+        self.last_batch_at = time.time()
+
+    def end_job(self, spent_s: float, *, failed: bool) -> None:
+        """Take note of a job that is settled."""
+        self.total_s.observe(spent_s)
+        if failed:
+            self.failed += 1
+            self.failed_s += spent_s
 
     def refuse(self, error: ServingError) -> None:
         """Count a request that no worker was given."""
@@ -97,6 +121,10 @@ class VersionMetrics:
             refusals=self.refusals.copy(),
             cancelled=self.cancelled,
             restarts=self.restarts,
+            failed=self.failed,
+            failed_s=self.failed_s,
+            last_batch_at=self.last_batch_at,
+            batches=self.batches.copy(),
             queue_s=self.queue_s.copy(),
             batch_wait_s=self.batch_wait_s.copy(),
             inference_s=self.inference_s.copy(),

@@ -20,23 +20,37 @@ _F_SEAL_FUTURE_WRITE = 0x10  # Linux 5.1, not in fcntl: what maps the file from 
 
 
 class SharedBytes:
-    """A body in shared memory. It is free for the next one when nobody refers to this object any more.
+    """A body in shared memory, or a part of one. Its place is free once nobody refers to any part of it.
 
     So whoever has a job that a worker may still read has this; `view`, of its length, shall not outlive it.
     """
 
-    __slots__ = ("_free", "offset", "view")
+    __slots__ = ("_place", "offset", "view")
 
-    def __init__(self, offset: int, view: memoryview, free: list[int]) -> None:
+    def __init__(self, offset: int, view: memoryview, place: _Place) -> None:
         self.offset = offset
         self.view = view
-        self._free = free
+        self._place = place
 
     def __len__(self) -> int:
         return len(self.view)
 
+    def part(self, start: int, stop: int) -> SharedBytes:
+        """Return the bytes from `start` to `stop`, where they are."""
+        return SharedBytes(self.offset + start, self.view[start:stop], self._place)
+
+
+class _Place:
+    """A place in an arena, which is free again when this goes."""
+
+    __slots__ = ("_free", "_offset")
+
+    def __init__(self, offset: int, free: list[int]) -> None:
+        self._offset = offset
+        self._free = free
+
     def __del__(self) -> None:
-        self._free.append(self.offset)
+        self._free.append(self._offset)
 
 
 class Arena:
@@ -86,7 +100,7 @@ class Arena:
             self._end += size
         else:
             return None
-        return SharedBytes(offset, self._memory[offset : offset + length], free)
+        return SharedBytes(offset, self._memory[offset : offset + length], _Place(offset, free))
 
     def _larger(self, size: int) -> list[int]:
         """Return the free places of the least size that fits and has some; an empty list if none has."""

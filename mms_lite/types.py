@@ -61,10 +61,14 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a model takes and gives as tensors; both are empty where a handler takes raw bodies only."""
+    """A model's own tensors; both are empty where only its handler's code knows them.
+
+    `takes_tensors` says that requests may hold these tensors; else the handler takes raw bodies.
+    """
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    takes_tensors: bool = False
 
 
 @message
@@ -101,7 +105,8 @@ class ModelSpec:
 
     `path` is the folder with the model's files. `owns_path` says that the folder was made for this load
     and is deleted when the version is unloaded. `devices` are GPU ids, dealt to workers in turn; empty
-    means CPU. `python` is the interpreter of the workers; None means the server's own.
+    means CPU. `python` is the interpreter of the workers; None means the server's own. `config` is the
+    configuration of a model of a Triton repository (a ModelConfig as JSON, complete); None for others.
     """
 
     name: str
@@ -124,6 +129,7 @@ class ModelSpec:
     decode_input_request: bool = True
     at_startup: bool = False
     manifest: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,25 @@ class LoadOptions:
     set_default: bool = False
     wait: bool = True
     at_startup: bool = False
+
+
+class RepositoryState(Enum):
+    """How a version of a model in the repository is doing (KServe v2, model repository extension)."""
+
+    READY = "READY"
+    LOADING = "LOADING"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryEntry:
+    """A version of a model that is loaded or was; a model that never was has its name only."""
+
+    name: str
+    version: str = ""
+    state: RepositoryState | None = None
+    reason: str = ""
 
 
 class WorkerState(Enum):

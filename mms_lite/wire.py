@@ -19,7 +19,7 @@ from mms_lite.types import InferRequest, Signature, Tensor, TensorSpec
 
 _COUNT = struct.Struct("!I")
 # job, remaining ms (-1: no limit), tensors, shape bytes, string bytes, JSON bytes, and which of the tensors
-# has a reference to shared memory for a buffer (counted from 1; 0: none)
+# have a reference to shared memory for a buffer (a bit for each, the lowest for the first)
 _JOB = struct.Struct("!QqIIIII")
 _REFERENCE = struct.Struct("!QQ")  # offset, bytes
 _OUTCOME = struct.Struct(
@@ -28,6 +28,7 @@ _OUTCOME = struct.Struct(
 _IDS = struct.Struct("!Q")
 _ONE = _COUNT.pack(1)
 _RAW_PART = bytes(8)  # the shape of a single one: rank 0
+_MOST_SHARED = 32  # tensors of a request, the first, that may lie in shared memory: bits of a field
 _MAX_REMAINING_MS = 2**63 - 1  # what the field holds
 
 
@@ -152,9 +153,13 @@ def encode_item(
     buffers = [t.data for t in inputs]
     shared = 0
     for index, data in enumerate(buffers):
-        if type(data) is SharedBytes:  # the body: a request has but one
-            shared = index + 1
+        if type(data) is not SharedBytes:
+            continue
+        if index < _MOST_SHARED:
+            shared |= 1 << index
             buffers[index] = _REFERENCE.pack(data.offset, len(data))
+        else:
+            buffers[index] = data.view
     head = _JOB.pack(job_id, remaining, len(inputs), len(shapes), len(names), len(extra), shared)
     return head + shapes + names + extra, buffers
 
@@ -205,10 +210,7 @@ def _decode_items(frame: Frame, shared: memoryview | None) -> list[Item]:
         at += json_bytes
         _check(meta, at, (len(shapes), tensor_count), (strings, 3 + 3 * tensor_count))
         if referring:
-            if referring > tensor_count:
-                raise ValueError(f"a reference in place of buffer {referring} of {tensor_count}")
-            index = used + referring - 1
-            buffers[index] = _copy(shared, buffers[index])
+            _fetch(buffers, used, tensor_count, referring, shared)
         request = InferRequest(
             id=strings[0],
             model=strings[1],
@@ -221,6 +223,17 @@ def _decode_items(frame: Frame, shared: memoryview | None) -> list[Item]:
         used += tensor_count
         items.append(Item(job_id, None if remaining < 0 else remaining, request))
     return items
+
+
+def _fetch(
+    buffers: list[bytearray], first: int, count: int, referring: int, shared: memoryview | None
+) -> None:
+    """Put what references stand for in their place, among the `count` buffers from `first` on."""
+    if referring >> count:
+        raise ValueError(f"references in place of buffers {referring:b} of {count}")
+    for index in range(count):
+        if referring >> index & 1:
+            buffers[first + index] = _copy(shared, buffers[first + index])
 
 
 def _copy(shared: memoryview | None, reference: bytearray) -> bytearray:
@@ -321,7 +334,8 @@ def decode_lines(frame: Frame) -> list[str]:
 def encode_signature(signature: Signature) -> dict[str, Any]:
     """Return what a LOADED frame says of a model's inputs and outputs."""
     sides = {"inputs": signature.inputs, "outputs": signature.outputs}
-    return {side: [[s.name, s.datatype, s.shape] for s in specs] for side, specs in sides.items()}
+    said = {side: [[s.name, s.datatype, s.shape] for s in specs] for side, specs in sides.items()}
+    return {**said, "takes_tensors": signature.takes_tensors}
 
 
 def decode_signature(loaded: Mapping[str, Any]) -> Signature:
@@ -340,7 +354,7 @@ def decode_signature(loaded: Mapping[str, Any]) -> Signature:
         ]
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"malformed LOADED frame: {error}") from error
-    return Signature(sides[0], sides[1])
+    return Signature(sides[0], sides[1], loaded.get("takes_tensors") is True)
 
 
 def encode_ids(job_ids: Iterable[int]) -> bytes:

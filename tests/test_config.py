@@ -152,11 +152,11 @@ def test_a_configuration_is_frozen() -> None:
 def test_every_option_is_read_from_the_file_and_the_overrides(tmp_path: Path) -> None:
     address = "http://h:1"
     samples = {"address": address, "address or none": address, "true or false": "true", "path": "p"}
-    samples |= {"text": "t", "secret text": "t"}
+    samples |= {"text": "t", "secret text": "t", "none, poll or explicit": "poll"}
     for option in OPTIONS:
         if option.name == "preload_model":
             continue  # told wherever it is set
-        text = "7777777" if option.name == "max_frame_bytes" else samples.get(option.kind.word, "7")
+        text = "77777777" if option.name == "max_frame_bytes" else samples.get(option.kind.word, "7")
         by_file = load(tmp_path, f"{option.key}={text}")
         by_flag = load(tmp_path, "", {option.name: text})
         assert by_file.notes == by_flag.notes == ()
@@ -423,3 +423,24 @@ def test_the_example_file_shows_known_keys_and_sets_none() -> None:
     text = "\n".join(line for line in shown if not line.startswith(" "))
     assert parse_properties(text).keys() <= {option.key for option in OPTIONS}
     assert len(parse_properties(text)) >= 8
+
+
+def test_a_triton_repository_has_tritons_ports_where_nobody_names_others(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "grpc_address=http://127.0.0.1:7000\n", {"model_repository": str(tmp_path)})
+    config = loaded.config
+    assert config.inference_address.port == 8000
+    assert config.grpc_address is not None and config.grpc_address.port == 7000
+    assert config.metrics_address is not None and config.metrics_address.port == 8002
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load(tmp_path, "", {"model_repository": str(tmp_path), "model_store": str(tmp_path)})
+
+
+def test_a_port_takes_the_place_of_an_addresss(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "inference_address=http://0.0.0.0:9\ngrpc_address=none\n")
+    ported = loaded.with_ports({"inference_address": 5, "grpc_address": 6, "metrics_address": None})
+    assert str(ported.config.inference_address) == "http://0.0.0.0:5"
+    assert str(ported.config.grpc_address) == "http://127.0.0.1:6"
+    assert ported.origins["inference_address"] == "command line"
+    assert ported.config.metrics_address == loaded.config.metrics_address
+    with pytest.raises(ConfigError, match="cannot have the port 70000"):
+        loaded.with_ports({"inference_address": 70000})

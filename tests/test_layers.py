@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 GROUND = {"address", "errors", "shared", "types", "protos"}
 TOOLS = {"metrics", "logs"}
-IN_THE_CHILD = {"errors", "memory", "shared", "types", "transport", "wire", "worker"}
+IN_THE_CHILD = {"errors", "memory", "shared", "types", "tensors", "transport", "wire", "worker"}
+TENSOR_PROTOCOL = {"engine.engine", "tensors", "json_arrays"} | {
+    f"frontends.{name}" for name in ("message", "call", "fields", "tensor_calls")
+}
 ENGINE = {"engine", "transport", "wire", "machine"} | GROUND | TOOLS
 ALONE = {"client", "bench", "optimizer"}
 # What a module may import of mms_lite, by its place: the longest matching prefix counts.
@@ -21,6 +24,8 @@ ALLOWED = {
     "errors": GROUND,
     "shared": set(),
     "types": GROUND,
+    "tensors": GROUND,
+    "json_arrays": GROUND | {"tensors"},
     "protos": GROUND,
     "config": GROUND | {"properties"},
     "config_report": GROUND | {"config", "machine"},
@@ -42,6 +47,10 @@ ALLOWED = {
     "frontends.hot": GROUND | {"frontends.head", "frontends.message"},
     "frontends.http": GROUND | TOOLS | {"frontends.listener", "frontends.message"},
     "frontends.listener": GROUND | TOOLS | {"frontends.hot", "frontends.http", "frontends.message"},
+    "frontends.rpc": GROUND | TOOLS | {"frontends.call", "frontends.message"},
+    "frontends.tensor_calls": GROUND | {"engine.engine", "tensors"},
+    "frontends.kserve": GROUND | TOOLS | TENSOR_PROTOCOL | {"frontends.kserve"},
+    "frontends.tfserving": GROUND | TOOLS | TENSOR_PROTOCOL | {"frontends.tfserving"},
     "frontends.mms": GROUND | TOOLS | {"engine.engine", "frontends.message", "frontends.mms"},
     "instance": GROUND,
     "machine": GROUND,
@@ -66,7 +75,7 @@ HEAVY = {
     "pandas",
 }
 # Imported once a tensor or a model without code is at hand.
-WITH_ARRAYS = ("worker.backends", "worker.predictor", "worker.tensors")
+WITH_ARRAYS = ("worker.backends", "worker.predictor")
 SOURCES = sorted((ROOT / "mms_lite").rglob("*.py")) + sorted((ROOT / "model_archiver").rglob("*.py"))
 
 

@@ -166,3 +166,17 @@ def test_another_process_reads_what_is_there_when_it_looks(arena: Arena) -> None
         check=True,
     )
     assert run.stdout == b"hello"
+
+
+def test_a_part_keeps_the_place_of_the_whole() -> None:
+    arena = Arena.create(1 << 20)
+    assert arena is not None
+    whole = arena.take(40_000)
+    assert whole is not None
+    whole.view[10:15] = b"hello"
+    part = whole.part(10, 15).part(1, 5)
+    assert (bytes(part.view), part.offset, len(part)) == (b"ello", whole.offset + 11, 4)
+    del whole
+    assert arena.used_bytes
+    del part
+    assert not arena.used_bytes

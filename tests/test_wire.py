@@ -329,3 +329,18 @@ def test_a_reference_to_what_is_not_there_breaks_the_protocol(arena: Arena) -> N
     meta[at : at + 4] = bytes([0, 0, 0, 2])  # that of the next request
     with pytest.raises(ProtocolError):
         wire.decode_batch(dataclasses.replace(frame, meta=bytes(meta)), memory)
+
+
+def test_parts_of_a_body_in_shared_memory_cross_as_references(arena: Arena) -> None:
+    body = arena.take(40_000)
+    assert body is not None
+    body.view[:] = bytes(range(250)) * 160
+    tensors = [Tensor(str(n), "UINT8", (100,), body.part(100 * n, 100 * n + 100)) for n in range(40)]
+    tensors[1] = Tensor("1", "UINT8", (3,), b"own")
+    meta, buffers = wire.join_batch([wire.encode_item(1, None, InferRequest("i", "m", inputs=tensors))])
+    assert [len(each) for each in buffers] == [16, 3] + [16] * 30 + [100] * 8
+    frame = Frame(FrameKind.BATCH, 1, bytes(meta), [bytearray(each) for each in buffers])
+    (item,) = wire.decode_batch(frame, read_only(arena.fd))
+    for sent, came in zip(tensors, item.request.inputs, strict=True):
+        expected = sent.data.view if isinstance(sent.data, SharedBytes) else sent.data
+        assert bytes(came.data) == bytes(expected)

@@ -33,8 +33,7 @@ class Batch:
     def end(self, metrics: VersionMetrics) -> float:
         """Take note that a batch that was begun is over; return how long it took."""
         spent_s = time.monotonic() - self.turn_at
-        metrics.inference_s.observe(spent_s)
-        metrics.batch_rows.observe(self.rows)
+        metrics.end_batch(self.rows, spent_s)
         if _log.isEnabledFor(logging.DEBUG):
             waited_s = self.turn_at - self.enqueued_at
             _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)

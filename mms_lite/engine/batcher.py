@@ -15,14 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from mms_lite.errors import (
-    DeadlineExceeded,
-    InvalidRequest,
-    ModelNotReady,
-    QueueFull,
-    ServingError,
-    from_wire,
-)
+from mms_lite.errors import DeadlineExceeded, ModelNotReady, QueueFull, ServingError, from_wire
 from mms_lite.metrics import VersionMetrics
 from mms_lite.types import BYTES, InferRequest, InferResponse
 from mms_lite.wire import Outcome
@@ -37,13 +30,9 @@ _MAX_STREAM = 1024  # answers of one job that may wait for a slow reader
 def rows(request: InferRequest) -> int:
     """Return how many rows of a batch the request fills: its tensors' first axis, 1 for raw parts.
 
-    Raises:
-        InvalidRequest: tensors disagree on their first axis.
+    Where tensors disagree, their first axis is not that of a batch: the most that one has.
     """
-    counts = {t.shape[0] for t in request.inputs if t.shape}
-    if len(counts) > 1:
-        raise InvalidRequest(f"inputs disagree on the number of rows: {sorted(counts)}")
-    return max(1, counts.pop()) if counts else 1
+    return max(1, max((t.shape[0] for t in request.inputs if t.shape), default=1))
 
 
 def batch_key(request: InferRequest) -> Any:
@@ -116,7 +105,8 @@ class Job:
         if outcome.final:
             self.outcome = outcome
             if self.metrics is not None:
-                self.metrics.total_s.observe(time.monotonic() - self.enqueued_at)
+                spent_s = time.monotonic() - self.enqueued_at
+                self.metrics.end_job(spent_s, failed=outcome.error is not None)
         self._stream.append(outcome)
         self._wake()
 
@@ -262,7 +252,6 @@ class JobQueue:
 
         Raises:
             QueueFull: as many jobs wait as may.
-            InvalidRequest: the job alone is larger than a batch.
             ModelNotReady: the queue is closed.
         """
         self._admit(job)
@@ -280,7 +269,7 @@ class JobQueue:
 
         Raises:
             DeadlineExceeded: no room in time.
-            InvalidRequest, ModelNotReady: as `put`.
+            ModelNotReady: as `put`.
         """
         self._admit(job)
         while len(self._jobs) >= self._limit:
@@ -362,10 +351,6 @@ class JobQueue:
     def _admit(self, job: Job) -> None:
         if self._closed is not None:
             raise ModelNotReady(self._closed.message)
-        if job.size > self._batch_size:
-            raise InvalidRequest(
-                f"the request has {job.size} rows, a batch of this model at most {self._batch_size}"
-            )
 
     def _append(self, job: Job) -> None:
         job.enqueued_at = time.monotonic()
@@ -439,7 +424,7 @@ class JobQueue:
     def _select(self) -> tuple[list[Job], bool]:
         """Return what a batch taken now would hold, and whether it is full.
 
-        Jobs past their deadline leave the queue unrun.
+        A job with more rows than a batch runs alone. Jobs past their deadline leave the queue unrun.
         """
         selected: list[Job] = []
         expired: list[Job] = []
@@ -448,15 +433,15 @@ class JobQueue:
             if job.request.deadline is not None and job.expired:
                 expired.append(job)
             elif not selected or job.key == selected[0].key:
-                if job.size > room:
+                if selected and job.size > room:
                     break
                 selected.append(job)
                 room -= job.size
-                if room == 0:
+                if room <= 0:
                     break
         for job in expired:
             job.expire()
-        return selected, room == 0
+        return selected, room <= 0
 
     def _take(self, batch: list[Job], waited_s: float) -> list[Job]:
         now = time.monotonic()

@@ -20,7 +20,15 @@ from mms_lite.engine.repository.allow_list import is_remote
 from mms_lite.engine.repository.mar import MarRepository
 from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
 from mms_lite.metrics import Snapshot, VersionMetrics
-from mms_lite.types import InferRequest, InferResponse, LoadOptions, ModelSpec, ModelStatus, VersionState
+from mms_lite.types import (
+    InferRequest,
+    InferResponse,
+    LoadOptions,
+    ModelSpec,
+    ModelStatus,
+    Signature,
+    VersionState,
+)
 from mms_lite.wire import Item, Outcome
 
 _MAX_WORKERS = 1024
@@ -98,8 +106,30 @@ class Engine:
 
     def metrics(self) -> Snapshot:
         """Return all that was counted and the state of every version, as they are now."""
-        versions = [(self._status(model), model.metrics.copy()) for model in self._registry.list()]
-        return Snapshot(versions, self._unknown.requests.copy())
+        return Snapshot(self.statistics(), self._unknown.requests.copy())
+
+    def interface(self, name: str, version: str | None = None) -> tuple[ModelSpec, Signature]:
+        """Return what a version is and what tensors it has; cheap, for every request.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there; ModelNotReady: yet.
+        """
+        model = self._get(name, version)
+        return model.spec, model.signature
+
+    def statistics(
+        self, name: str = "", version: str | None = None
+    ) -> list[tuple[ModelStatus, VersionMetrics]]:
+        """Return status and numbers of the versions of a model, or of one of them; of all without a name.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+        """
+        if not name:
+            models = self._registry.list()
+        else:
+            models = [self._registry.get(name, version)] if version else self._registry.versions(name)
+        return [(self._status(model), model.metrics.copy()) for model in models]
 
     async def load(self, options: LoadOptions) -> ModelStatus:
         """Load a version of a model and return its status once it is ready (`wait`), else at once.
@@ -302,8 +332,11 @@ class Engine:
             threads.shutdown(wait=False)
 
     def _find(self, request: InferRequest) -> Model:
+        return self._get(request.model, request.version)
+
+    def _get(self, name: str, version: str | None) -> Model:
         try:
-            return self._registry.get(request.model, request.version)
+            return self._registry.get(name, version)
         except ModelNotFound as error:
             if self._starting:
                 raise ModelNotReady("the server is still loading its models") from error

@@ -10,7 +10,7 @@ from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.pool import Call, WorkerPool
 from mms_lite.errors import DeadlineExceeded, LoadError, ModelNotReady, QueueFull, ServingError
 from mms_lite.metrics import VersionMetrics
-from mms_lite.types import InferRequest, ModelSpec, ModelStatus, VersionState
+from mms_lite.types import InferRequest, ModelSpec, ModelStatus, Signature, VersionState
 
 _POLL_S = 0.02
 
@@ -38,6 +38,11 @@ class Model:
             metrics=self.metrics,
         )
         self._pool = WorkerPool(spec, self._queue, launcher=launcher, cores=cores, call=call)
+
+    @property
+    def signature(self) -> Signature:
+        """What its workers said when they had loaded it."""
+        return self._pool.signature
 
     @property
     def ready_workers(self) -> int:
@@ -76,7 +81,7 @@ class Model:
         """Queue a request, or refuse at once.
 
         Raises:
-            ModelNotReady, QueueFull, InvalidRequest: as the queue.
+            ModelNotReady, QueueFull: as the queue.
         """
         try:
             self._check()
@@ -91,7 +96,7 @@ class Model:
         """Queue a request that the server itself makes, waiting for room until its deadline.
 
         Raises:
-            ModelNotReady, DeadlineExceeded, InvalidRequest: as the queue.
+            ModelNotReady, DeadlineExceeded: as the queue.
         """
         try:
             self._check()
@@ -132,7 +137,7 @@ class Model:
             in_flight=self._pool.in_flight,
             answered=sum(self.metrics.requests.values()),
             refused=sum(self.metrics.refusals.values()),
-            signature=self._pool.signature,
+            signature=self.signature,
         )
 
     def _check(self) -> None:

@@ -258,7 +258,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._head = head
         listener = self._listener
         try:
-            listener.check_size(head.length)
+            listener.check_size(head.length, head.path)
         except ServingError:
             return self._hand_over(bytes(data[:size]))
         start = len(head.raw)
@@ -301,7 +301,7 @@ class _Connection(asyncio.BufferedProtocol):
         assert request is not None and head is not None
         body, more = request.body, min(nbytes, self._missing)
         try:
-            listener.check_size(head.length - self._missing, more=more)
+            listener.check_size(head.length - self._missing, head.path, more=more)
             fits = True
         except ServingError:
             fits = False

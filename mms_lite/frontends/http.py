@@ -130,12 +130,12 @@ class AnyConnections(web.Server):
         late, connection.late = connection.late, False
         if content.at_eof():
             return
-        self._listener.check_size(raw.content_length or 0)
+        self._listener.check_size(raw.content_length or 0, raw.path)
         idle_s = self._listener.limits.idle_s
         if raw.version >= (1, 1) and raw.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await _send(raw, [b"HTTP/1.1 100 Continue\r\n\r\n"], idle_s)
         if content.is_eof() and content.exception() is None:  # all of it came with the head
-            self._keep(body, content.read_nowait())
+            self._keep(raw.path, body, content.read_nowait())
             return
         if late:
             raise _too_slow()
@@ -145,13 +145,13 @@ class AnyConnections(web.Server):
         try:
             while not content.at_eof():
                 chunk, _ = await content.readchunk()
-                self._keep(body, chunk)
+                self._keep(raw.path, body, chunk)
         finally:
             connection.reading = None
             stall.stop()
 
-    def _keep(self, body: bytearray, chunk: bytes) -> None:
-        self._listener.check_size(len(body), more=len(chunk))
+    def _keep(self, path: str, body: bytearray, chunk: bytes) -> None:
+        self._listener.check_size(len(body), path, more=len(chunk))
         body += chunk
         self._listener.held_bytes += len(chunk)
 

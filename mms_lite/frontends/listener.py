@@ -167,18 +167,16 @@ class HttpListener:
         """Return the answer to a request that could not be read; `path` is empty where none was."""
         return self._protocol.spell(error, path)
 
-    def check_size(self, size: int, *, more: int = 0) -> None:
-        """Check that a body of this size, or of this size and as much more, may be held.
+    def check_size(self, size: int, path: str, *, more: int = 0) -> None:
+        """Check that a body of this size for this path, or of this size and as much more, may be held.
 
         Raises:
             ServingError: it is too large, or all together are.
         """
-        limits = self.limits
-        if size + more > limits.max_request_size:
-            raise RequestTooLarge(
-                f"The request's body is larger than max_request_size, {limits.max_request_size} bytes."
-            )
-        if self.held_bytes + (more or size) > limits.max_bytes_in_flight:
+        limit = self._protocol.max_request_size(path, self.limits)
+        if size + more > limit:
+            raise RequestTooLarge(f"The request's body is larger than the limit of {limit} bytes.")
+        if self.held_bytes + (more or size) > self.limits.max_bytes_in_flight:
             raise Overloaded("The server holds as many bytes of requests as it may. Try again later.")
 
     def release(self, held_bytes: int) -> None:

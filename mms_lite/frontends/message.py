@@ -56,6 +56,8 @@ _log = logging.getLogger("mms_lite.http")
 class Limits:
     """How much a client may send and be sent, and how long it may take. Sizes are bytes.
 
+    `max_request_size` and `max_response_size` are those of the MMS API, `max_tensor_request_size` that of the
+    protocols of tensors.
     `keepalive_s` bounds both an idle connection and the time a request's head may take, `handshake_s` what
     comes before over TLS. After an answer to a request that was not read to its end, the connection is
     drained of `linger_bytes` for `linger_s`.
@@ -63,6 +65,7 @@ class Limits:
 
     max_request_size: int = 6_553_500
     max_response_size: int = 6_553_500
+    max_tensor_request_size: int = 64 << 20
     max_bytes_in_flight: int = 1 << 30
     max_line_size: int = 4096
     max_header_size: int = 8192
@@ -169,6 +172,9 @@ class HttpProtocol(Protocol):
 
     def spell(self, error: ServingError, path: str) -> HttpResponse:
         """Return the error as this protocol writes it; `path` is empty where none could be read."""
+
+    def max_request_size(self, path: str, limits: Limits) -> int:
+        """Return which of the limits is that of bodies for this path."""
 
 
 def response_head(

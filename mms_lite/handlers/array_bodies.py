@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from mms_lite.errors import BadTensor, HandlerError
+from mms_lite.tensors import DTYPES, Array
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import DTYPES, Array
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"

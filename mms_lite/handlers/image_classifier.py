@@ -11,8 +11,8 @@ import numpy as np
 from mms_lite.errors import HandlerError, InvalidArchive
 from mms_lite.handlers.image_handler import ImageHandler, ImageSettings
 from mms_lite.handlers.package import is_whole
+from mms_lite.tensors import Array, datatype, describe
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import Array, datatype, describe
 
 BACKGROUND = "background"
 _TOLERANCE = 1e-3  # of what a probability is, and of a sum of them

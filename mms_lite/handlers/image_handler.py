@@ -17,8 +17,8 @@ from mms_lite.handlers import images
 from mms_lite.handlers.images import AnyImage
 from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts, single_part
 from mms_lite.handlers.package import is_number, is_whole
+from mms_lite.tensors import DTYPES, Array
 from mms_lite.types import BYTES, TensorSpec
-from mms_lite.worker.tensors import DTYPES, Array
 
 Numbers = float | Sequence[float]
 

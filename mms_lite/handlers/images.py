@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from mms_lite.errors import BadTensor, InvalidRequest
-from mms_lite.worker.tensors import Array, describe
+from mms_lite.tensors import Array, describe
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _JPEG_SCAN = b"\xff\xda"

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from mms_lite.errors import HandlerError, InvalidArchive, InvalidRequest, OutOfMemory, ServingError
 from mms_lite.handlers.package import Package, backend_settings, is_whole, read_settings
+from mms_lite.tensors import Array
 from mms_lite.types import Signature
 from mms_lite.worker.backends import open_backend
 from mms_lite.worker.context import Context
 from mms_lite.worker.predictor import Predictor
-from mms_lite.worker.tensors import Array
 
 Parts = Mapping[str, Any]
 
@@ -60,6 +60,7 @@ class ModelHandler:
     """Serves the model file of an archive. Derived classes say what an item is and what an answer is."""
 
     settings_type: ClassVar[type[HandlerSettings]] = HandlerSettings
+    takes_tensors: ClassVar[bool] = False  # whether `decode` takes arrays by the names of the model's inputs
 
     def __init__(self) -> None:
         self.package: Package
@@ -69,7 +70,7 @@ class ModelHandler:
     @property
     def signature(self) -> Signature:
         """The model's own inputs and outputs."""
-        return self.predictor.signature
+        return replace(self.predictor.signature, takes_tensors=self.takes_tensors)
 
     @property
     def batches(self) -> bool:

@@ -13,8 +13,8 @@ from mms_lite.handlers import images
 from mms_lite.handlers.image_handler import ImageHandler, ImageSettings
 from mms_lite.handlers.images import AnyImage
 from mms_lite.handlers.package import is_number, is_whole
+from mms_lite.tensors import Array, describe
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import Array, describe
 
 _TENSORFLOW = ("detection_boxes", "detection_scores", "detection_classes")
 _COUNT = "num_detections"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mms_lite.errors import InvalidArchive
+from mms_lite.tensors import DTYPES
 from mms_lite.types import TensorSpec
 from mms_lite.worker.backends import BackendSettings
 from mms_lite.worker.context import Context
-from mms_lite.worker.tensors import DTYPES
 
 _T = TypeVar("_T")
 _BACKEND_KEYS = ("inputs", "outputs", "batch", "threads", "options")

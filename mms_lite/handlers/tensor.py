@@ -23,9 +23,9 @@ from mms_lite.errors import (
 from mms_lite.handlers import array_bodies
 from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts, single_part
 from mms_lite.handlers.package import read_settings
+from mms_lite.tensors import DTYPES, Array, describe
 from mms_lite.types import TensorSpec
 from mms_lite.worker.context import Context
-from mms_lite.worker.tensors import DTYPES, Array, describe
 
 if TYPE_CHECKING:
     from mms_lite.handlers.image_handler import ImageInput
@@ -61,6 +61,7 @@ class TensorHandler(ModelHandler):
     """Answers with all outputs of the model, by name. A request may have any number of rows."""
 
     settings_type = TensorSettings
+    takes_tensors = True
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from mms_lite.handlers import images
 from mms_lite.handlers.model_handler import Parts, single_part
 from mms_lite.handlers.package import is_number
 from mms_lite.handlers.text_image import TextImageHandler, TextImageSettings
-from mms_lite.worker.tensors import Array
+from mms_lite.tensors import Array
 
 _STRIDE = 32  # the model halves height and width five times
 _LEAST_SIDE = 3  # of a region, in pixels of the map; of a box, in pixels of the image

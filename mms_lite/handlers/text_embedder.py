@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, InvalidRequest, OutOfMemory, ServingError
 from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts, single_part
+from mms_lite.tensors import DTYPES, Array, describe
 from mms_lite.types import BYTES, Signature, TensorSpec
-from mms_lite.worker.tensors import DTYPES, Array, describe
 
 _REQUIRED = ("input_ids", "attention_mask")
 _KNOWN = (*_REQUIRED, "token_type_ids")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mms_lite.errors import HandlerError, InvalidArchive
 from mms_lite.handlers import images
 from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler
-from mms_lite.worker.tensors import Array, describe
+from mms_lite.tensors import Array, describe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

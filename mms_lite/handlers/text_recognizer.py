@@ -16,7 +16,7 @@ from mms_lite.errors import InvalidArchive
 from mms_lite.handlers import images
 from mms_lite.handlers.model_handler import Parts, single_part
 from mms_lite.handlers.text_image import TextImageHandler, TextImageSettings
-from mms_lite.worker.tensors import Array
+from mms_lite.tensors import Array
 
 _BLANK = 0  # the class of no character
 _WIDTH_STEP = 32  # widths are rounded up to it, so that lines of about one length share a batch

@@ -255,7 +255,7 @@ def _is_array(tensor: Tensor) -> bool:
 
 def _tensors() -> ModuleType:
     """Return what knows arrays, which needs numpy: a model of raw bodies may live without it."""
-    return importlib.import_module("mms_lite.worker.tensors")
+    return importlib.import_module("mms_lite.tensors")
 
 
 def _outputs(value: Any, request: InferRequest) -> list[Tensor]:

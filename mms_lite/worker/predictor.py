@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mms_lite.errors import BadTensor, HandlerError, ServingError
+from mms_lite.tensors import DTYPES, Array, datatype, describe
 from mms_lite.types import BYTES, Signature, TensorSpec
 from mms_lite.worker.backends import Backend
-from mms_lite.worker.tensors import DTYPES, Array, datatype, describe
 
 _MOST_ELEMENTS = 1 << 28  # of a warm-up's input
 _ROUNDING = 1e-3  # between a row alone and in company

@@ -43,6 +43,10 @@ class MmsProtocol:
         """Return an error that came up outside of `handle`."""
         return spell(error)
 
+    def max_request_size(self, path: str, limits: Limits) -> int:
+        """Return the limit of the MMS API, for all routes."""
+        return limits.max_request_size
+
 
 def protocol(
     engine: Engine,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mms_lite.errors import BackendMissing, InvalidArchive, LoadError
+from mms_lite.tensors import Array
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import Array
 
 _log = logging.getLogger("mms_lite.backend")
 

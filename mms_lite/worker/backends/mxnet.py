@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mms_lite.errors import BadTensor, InvalidArchive
+from mms_lite.tensors import DTYPES, Array, describe
 from mms_lite.types import TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
@@ -23,7 +24,6 @@ from mms_lite.worker.backends.mxnet_signature import (
     shapes_of,
     types_of,
 )
-from mms_lite.worker.tensors import DTYPES, Array, describe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # MXNet 1.9 uses names that numpy 1.20 deprecated

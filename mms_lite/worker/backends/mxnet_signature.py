@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mms_lite.errors import InvalidArchive
+from mms_lite.tensors import DTYPES, datatype
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import DTYPES, datatype
 
 Shape = tuple[int, ...]
 

@@ -11,10 +11,10 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from mms_lite.errors import BadTensor, InvalidArchive
+from mms_lite.tensors import Array, texts
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
-from mms_lite.worker.tensors import Array, texts
 
 _log = logging.getLogger("mms_lite.backend")
 

@@ -14,11 +14,11 @@ from typing import Any
 import cv2
 
 from mms_lite.errors import BackendMissing, BadTensor, InvalidArchive
+from mms_lite.tensors import Array, describe
 from mms_lite.types import TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.backends.opencv_files import read_inputs, read_metadata
-from mms_lite.worker.tensors import Array, describe
 
 _TAKES = ("FP32", "UINT8")  # setInput turns bytes into FP32
 _DEVICE_FAULTS = (cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)

@@ -17,10 +17,10 @@ from types import ModuleType
 from typing import Any
 
 from mms_lite.errors import BadTensor, HandlerError, InvalidArchive
+from mms_lite.tensors import DTYPES, Array
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
-from mms_lite.worker.tensors import DTYPES, Array
 
 _CLASS = "TritonPythonModel"
 _EXAMPLE = (

@@ -18,11 +18,11 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, OutOfMemory
+from mms_lite.tensors import Array, datatype
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared, on_cpu
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.backends.torch_files import check_example, check_export, check_script, is_export
-from mms_lite.worker.tensors import Array, datatype
 
 # Operators raise the first two, guards of torch.export also the third, and code in TorchScript the last.
 _REFUSALS = (RuntimeError, IndexError, AssertionError, torch.jit.Error)

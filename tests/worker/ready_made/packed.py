@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mms_lite.tensors import to_tensor
 from mms_lite.types import InferRequest, Tensor
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker import handler
 from mms_lite.worker.handler import MmsHandler
-from mms_lite.worker.tensors import to_tensor
 
 
 def load(

@@ -16,8 +16,8 @@ from hypothesis.extra import numpy as arrays
 
 from mms_lite.errors import BadTensor, HandlerError
 from mms_lite.handlers.array_bodies import cast, from_json, from_npy, from_npz, to_json, to_npy, to_npz
+from mms_lite.tensors import DTYPES
 from mms_lite.types import TensorSpec
-from mms_lite.worker.tensors import DTYPES
 
 NUMBERS = [name for name in DTYPES if name != "BYTES"]
 

@@ -22,13 +22,13 @@ from mms_lite.errors import (
 )
 from mms_lite.handlers import tensor
 from mms_lite.handlers.tensor import TensorHandler, TensorSettings, preferred
+from mms_lite.tensors import to_array, to_tensor
 from mms_lite.types import InferRequest, Tensor, TensorSpec
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker.context import Context
 from mms_lite.worker.entry import Entry
 from mms_lite.worker.handler import MmsHandler
 from mms_lite.worker.predictor import Predictor
-from mms_lite.worker.tensors import to_array, to_tensor
 
 Arrays = dict[str, np.ndarray]
 

@@ -17,10 +17,10 @@ from onnx import TensorProto  # noqa: E402
 from onnx_files import FLOAT, INT64, Node, write  # noqa: E402
 
 from mms_lite.errors import BackendMissing, BadTensor, HandlerError, InvalidArchive, InvalidRequest  # noqa: E402
+from mms_lite.tensors import to_array  # noqa: E402
 from mms_lite.types import BYTES, InferRequest, Tensor, TensorSpec  # noqa: E402
 from mms_lite.wire import Item, Outcome  # noqa: E402
 from mms_lite.worker.handler import MmsHandler  # noqa: E402
-from mms_lite.worker.tensors import to_array  # noqa: E402
 
 JSON, TEXT = "application/json", "text/plain"
 WORDS = ["[PAD]", "[CLS]", "red", "green", "blue"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mms_lite.errors import BadTensor
+from mms_lite.tensors import DTYPES, datatype, describe, texts, to_array, to_tensor
 from mms_lite.types import BYTES, Tensor
-from mms_lite.worker.tensors import DTYPES, datatype, describe, texts, to_array, to_tensor
 
 NUMBERS = [name for name in DTYPES if name != BYTES]
 

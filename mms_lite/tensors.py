@@ -1,12 +1,14 @@
 """Arrays and the tensors in which they cross: the one place that knows datatypes and the layout of BYTES.
 
-Needs numpy, and so is imported only once a tensor or a model without code is at hand.
+For workers and front ends alike. Needs numpy, so a worker imports it only once a tensor is at hand.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from mms_lite.types import BYTES, Tensor
 
 Array = NDArray[Any]
 
-# KServe v2, "Tensor data types"; BF16 has no type in numpy.
+# KServe v2, "Tensor data types"; numpy has no type of its own for BF16.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -33,6 +35,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
     BYTES: np.dtype(np.object_),
 }
+with contextlib.suppress(ImportError):  # in a model's own Python
+    import ml_dtypes
+
+    DTYPES["BF16"] = np.dtype(ml_dtypes.bfloat16)
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<I")  # before each element of a BYTES tensor
 
@@ -94,6 +100,15 @@ def to_tensor(name: str, array: Array) -> Tensor:
     return Tensor(name, kind, array.shape, native.reshape(-1).view(np.uint8).data)
 
 
+def pack(elements: Iterable[bytes]) -> bytearray:
+    """Return the data of a BYTES tensor: each element after its length, four bytes, little endian."""
+    joined = bytearray()
+    for element in elements:
+        joined += _LENGTH.pack(len(element))
+        joined += element
+    return joined
+
+
 def texts(name: str, array: Array) -> Array:
     """Return an input of datatype BYTES with elements of type `str`, which is what frameworks take.
 
@@ -130,8 +145,4 @@ def _elements(tensor: Tensor) -> Array:
 
 
 def _joined(array: Array) -> bytearray:
-    joined = bytearray()
-    for element in array.reshape(-1):
-        raw = element if isinstance(element, bytes) else str(element).encode("utf-8")
-        joined += _LENGTH.pack(len(raw)) + raw
-    return joined
+    return pack(each if isinstance(each, bytes) else str(each).encode("utf-8") for each in array.reshape(-1))
