@@ -5,10 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # MXNet needs numpy 1.23, and gluoncv refuses to live beside PyTorch 2: today's libraries have an environment of their own.
 TODAY  := .venv-today
+# tritonclient wants an older protobuf than others here: other servers' clients have an environment, too.
+CLIENTS := .venv-clients
+PROTOC := .venv-protos
 # Its wheel for Linux on PyPI brings CUDA libraries; pytorch.org has one for the CPU alone.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install demo lint types test test-today e2e bench bench-all profile bench-backends compat clean
+.PHONY: install demo lint types test test-today clients e2e soak protos bench bench-all profile bench-backends compat clean
 
 install: $(STAMP)
 
@@ -16,14 +19,24 @@ install: $(STAMP)
 # which needs no libGL, is written again last, and `import cv2` is tried.
 $(STAMP): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mxnet,onnx,openvino,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[mxnet,onnx,openvino,grpc,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps 'opencv-python-headless<5'
 	$(BIN)/python -c 'import cv2'
 	@touch $@
 
 $(TODAY)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(TODAY)
-	$(TODAY)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx,openvino,torch,dev]' '$(TORCH)'
+	$(TODAY)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx,openvino,torch,grpc,dev]' '$(TORCH)'
+	@touch $@
+
+$(CLIENTS)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[grpc,onnx,dev]' 'tritonclient[http,grpc]>=2.60' ovmsclient
+	@touch $@
+
+$(PROTOC)/.installed:
+	$(PYTHON) -m venv $(PROTOC)
+	$(PROTOC)/bin/python -m pip install --quiet --disable-pip-version-check 'grpcio-tools==1.85.1'
 	@touch $@
 
 # MODEL=squeezenet (5 MB, the default) or resnet50 (95 MB).
@@ -39,11 +52,16 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore tests/e2e -m "not peer"
+	$(BIN)/python -m pytest tests --ignore tests/e2e --ignore tests/clients -m "not peer"
 
 # Models without code with today's numpy, OpenCV and PyTorch.
 test-today: $(TODAY)/.installed
 	$(TODAY)/bin/python -m pytest tests/worker tests/examples tests/process/test_tensor_routes.py tests/e2e/test_models_without_code.py
+
+# Other servers' clients, unmodified, beside this server; then both orders of installing them.
+clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest tests/clients tests/e2e/test_protocols.py
+	$(CLIENTS)/bin/python tests/clients/install_orders.py
 
 # The command line and the examples as a user runs them, with real weights.
 e2e: $(STAMP)
@@ -52,6 +70,10 @@ e2e: $(STAMP)
 # Asks a real Multi Model Server (Java 17) and this one the same, and writes what differs.
 compat: $(STAMP)
 	$(BIN)/python benchmarks/compat/compare.py --report docs/mms-side-by-side.md
+
+# The descriptor sets that mms_lite/protos loads, from its .proto files.
+protos: $(PROTOC)/.installed
+	$(PROTOC)/bin/python scripts/protos.py
 
 # This server beside others, in turns on this machine (docs/performance.md). Needs ab and Java 17.
 REPEAT ?= 5
@@ -83,4 +105,4 @@ bench-backends: $(STAMP) $(TODAY)/.installed
 	rm .backends-today.json .backends-mxnet.json
 
 clean:
-	rm -rf $(VENV) $(TODAY) build dist *.egg-info
+	rm -rf $(VENV) $(TODAY) $(CLIENTS) $(PROTOC) build dist *.egg-info

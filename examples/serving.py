@@ -25,6 +25,7 @@ CONFIG = """\
 inference_address=http://127.0.0.1:0
 management_address=http://127.0.0.1:0
 metrics_address=http://127.0.0.1:0
+grpc_address=http://127.0.0.1:0
 model_store={store}
 log_location={logs}
 metrics_location={logs}

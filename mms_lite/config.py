@@ -281,11 +281,12 @@ class LoadedConfig:
         Raises:
             ConfigError: the address has no port, or the number is not one.
         """
-        changed, origins = {}, dict(self.origins)
+        origins = dict(self.origins)
+        changed: dict[str, Any] = {}
         for name, port in ports.items():
             if port is None or origins[name].startswith("environment"):
                 continue
-            address = getattr(self.config, name) or next(o.default for o in OPTIONS if o.name == name)
+            address: Any = getattr(self.config, name) or next(o.default for o in OPTIONS if o.name == name)
             if address.scheme == "unix" or not 0 <= port <= 65535:
                 raise ConfigError(f"{address} cannot have the port {port} ({name}, command line)")
             changed[name] = replace(address, port=port)

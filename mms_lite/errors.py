@@ -61,6 +61,13 @@ class UnsupportedMedia(InvalidRequest, code="unsupported_media"):
     http = 415
 
 
+class Unsupported(ServingError, code="unsupported"):
+    """The protocol knows it, this server does not do it."""
+
+    http = 501
+    grpc = "UNIMPLEMENTED"
+
+
 class Unauthorized(ServingError, code="unauthorized"):
     """The caller has not said who it is, or not truly."""
 

@@ -13,17 +13,12 @@ import logging
 import os
 import resource
 import signal
-import socket
-import ssl
-import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mms_lite import memory
-from mms_lite.address import Address
 from mms_lite.config import LoadedConfig
 from mms_lite.config_report import banner, workers_per_model
 from mms_lite.engine.engine import Engine
@@ -31,17 +26,14 @@ from mms_lite.engine.launcher import Guard, ProcessLauncher, worker_environ
 from mms_lite.engine.repository.allow_list import AllowList
 from mms_lite.engine.repository.download import Downloads
 from mms_lite.engine.repository.mar import Defaults, MarRepository, startup_models
-from mms_lite.errors import ConfigError, ModelNotFound, ServingError
-from mms_lite.frontends import mms
-from mms_lite.frontends.auth import TOKEN_FILE, Authoriser, is_local, read_token
-from mms_lite.frontends.listener import Access, HttpListener
-from mms_lite.frontends.message import Cors, HttpProtocol, Limits
-from mms_lite.frontends.prometheus import Prometheus
+from mms_lite.engine.repository.triton import TritonRepository, startup_names
+from mms_lite.errors import ConfigError, LoadError, ModelNotFound, ServingError
+from mms_lite.frontends.listener import Access
 from mms_lite.host_metrics import HostMetrics
 from mms_lite.instance import Instance
+from mms_lite.listening import Listener, Listening
 from mms_lite.machine import cpu_count, gpu_count
 from mms_lite.shared import MOST_BYTES, Arena
-from mms_lite.tls import server_context
 from mms_lite.types import LoadOptions
 from mms_lite.work_dir import WorkDir
 
@@ -49,23 +41,10 @@ EXIT_OK = 0
 EXIT_MODELS_FAILED = 3
 _ANSWERS_S = 1.0  # for answers to requests that outlasted the drain time
 _NO_LIMIT_S = 10 * 365 * 86400.0  # finite, for clocks and timers that know no other numbers
-_INFERENCE, _MANAGEMENT, _METRICS = "inference_address", "management_address", "metrics_address"
 
 Report = Callable[[Mapping[str, Any]], None]
 
 _log = logging.getLogger("mms_lite.server")
-
-
-@dataclass(frozen=True, slots=True)
-class _Endpoint:
-    """An address that is to be listened on, and the APIs that it serves.
-
-    One that is `optional` is left out, with a warning, when its port is taken.
-    """
-
-    address: Address
-    apis: Sequence[str]
-    optional: bool = False
 
 
 class Server:
@@ -116,10 +95,10 @@ class Server:
     async def _serve(self, work_dir: Path, instance: Instance) -> int:
         config = self._config
         models, engine = self._build(work_dir)
-        listeners: list[HttpListener] = []
+        listening = Listening(self._loaded, engine, access=self._access, note=self._note, arena=self._arena)
         state: dict[str, Any] = {"pid": os.getpid(), "drain_timeout_s": config.drain_timeout_s}
         try:
-            addresses = await self._listen(engine, instance, listeners)
+            addresses = await listening.open(instance)
             state.update(addresses)
             instance.describe(state)
             self._report({"event": "listening", **addresses})
@@ -133,9 +112,9 @@ class Server:
         finally:
             with contextlib.suppress(OSError):  # a full disk must not keep the requests from their drain
                 instance.describe({**state, "stopping": True})
-            await self._drain(engine, listeners)
+            await self._drain(engine, listening.listeners)
 
-    async def _drain(self, engine: Engine, listeners: list[HttpListener]) -> None:
+    async def _drain(self, engine: Engine, listeners: list[Listener]) -> None:
         """Stop accepting, let open requests finish, then unload; all within drain_timeout_s."""
         drain_s = self._config.drain_timeout_s
         _log.info("Stopping: open requests have %g s. A second signal ends at once.", drain_s)
@@ -147,7 +126,7 @@ class Server:
         # What was too slow has been refused now, and the answer is on its way.
         await asyncio.gather(*(listener.stop(_ANSWERS_S) for listener in listeners))
 
-    def _build(self, work_dir: Path) -> tuple[MarRepository, Engine]:
+    def _build(self, work_dir: Path) -> tuple[MarRepository | TritonRepository, Engine]:
         config = self._config
         cores, gpus = cpu_count(), gpu_count(config.number_of_gpu)
         defaults = Defaults(
@@ -161,12 +140,16 @@ class Server:
         )
         lines = banner(self._loaded, cpus=cores, gpus=gpus, workers=defaults.workers)
         _log.info("%s", "\n".join(lines), extra={"lines": lines})
+        models: MarRepository | TritonRepository
         downloads = Downloads(
             AllowList.parse(config.allowed_urls),
             max_bytes=config.max_download_bytes,
             timeout_s=config.download_timeout_s,
         )
-        models = MarRepository(config.model_store, work_dir, defaults, downloads)
+        if config.model_repository is None:
+            models = MarRepository(config.model_store, work_dir, defaults, downloads)
+        else:
+            models = TritonRepository(config.model_repository, work_dir, defaults)
         launcher = ProcessLauncher(
             max_frame_bytes=config.max_frame_bytes,
             environ={
@@ -182,87 +165,11 @@ class Server:
             cores=cores,
             unload_s=config.unregister_model_timeout_s,
             starting=True,
+            poll_s=config.repository_poll_s if config.model_control_mode == "poll" else None,
         )
         return models, engine
 
-    async def _listen(
-        self, engine: Engine, instance: Instance, listeners: list[HttpListener]
-    ) -> dict[str, str]:
-        """Open every address, into `listeners`; return where each API is now."""
-        config = self._config
-        limits = Limits(
-            max_request_size=config.max_request_size,
-            max_response_size=config.max_response_size,
-            max_bytes_in_flight=config.max_bytes_in_flight,
-        )
-        cors = Cors.of(config.cors_allowed_origin, config.cors_allowed_methods, config.cors_allowed_headers)
-        token_file, authoriser = await self._authoriser(instance)
-        endpoints = self._endpoints()
-        tls: ssl.SSLContext | None = None
-        if any(endpoint.address.scheme == "https" for endpoint in endpoints):
-            tls = await asyncio.to_thread(server_context, config)
-        bound: dict[str, str] = {}
-        for endpoint in endpoints:
-            protocol = self._protocol(endpoint.apis, engine, limits, authoriser)
-            listener = HttpListener(protocol, limits, access=self._access, cors=cors, arena=self._arena)
-            listeners.append(listener)
-            try:
-                told = await _bind(listener, endpoint.address, tls)
-            except ConfigError as error:
-                if not endpoint.optional:
-                    raise
-                self._note(f"metrics are not served: {error.message} (metrics_address)")
-                continue
-            _warn_of_exposure(endpoint, told, token_file)
-            if _MANAGEMENT in endpoint.apis and token_file is not None:
-                self._report(
-                    {"event": "note", "message": f"other machines need the token in {token_file} to manage"}
-                )
-            bound.update(dict.fromkeys(endpoint.apis, told))
-        return bound
-
-    def _endpoints(self) -> list[_Endpoint]:
-        """Return the addresses to listen on. APIs with the same address share it, but for port 0."""
-        config = self._config
-        wanted = [(_INFERENCE, config.inference_address), (_MANAGEMENT, config.management_address)]
-        if config.metrics_address is not None:
-            wanted.append((_METRICS, config.metrics_address))
-        sharing: dict[tuple[Address, str], list[str]] = {}
-        for api, address in wanted:
-            alone = "" if address.port or address.path else api
-            sharing.setdefault((address, alone), []).append(api)
-        # Another server's metrics at the default port are no reason not to serve models.
-        default = self._loaded.origins.get(_METRICS) == "default"
-        return [
-            _Endpoint(address, apis, optional=default and apis == [_METRICS])
-            for (address, _), apis in sharing.items()
-        ]
-
-    def _protocol(
-        self, apis: Sequence[str], engine: Engine, limits: Limits, authoriser: Authoriser
-    ) -> HttpProtocol:
-        return mms.protocol(
-            engine,
-            limits,
-            inference=_INFERENCE in apis,
-            management=authoriser.check if _MANAGEMENT in apis else None,
-            default_workers=self._config.default_workers_per_model,
-            more=[Prometheus(engine).handle] if _METRICS in apis else [],
-        )
-
-    async def _authoriser(self, instance: Instance) -> tuple[Path | None, Authoriser]:
-        """Return who may manage, and the file of the token where one is needed."""
-        config = self._config
-        names = ("localhost", socket.gethostname(), config.management_address.host)
-        hosts = frozenset(name.lower() for name in names)
-        if is_local(config.management_address) or config.management_open:
-            return None, Authoriser(None, config.cors_allowed_origin, hosts)
-        named = config.management_token_file
-        file = named or instance.pid_file.with_name(TOKEN_FILE)
-        token = await asyncio.to_thread(read_token, file, default_place=named is None)
-        return file, Authoriser(token, config.cors_allowed_origin, hosts)
-
-    async def _load(self, engine: Engine, models: MarRepository) -> int:
+    async def _load(self, engine: Engine, models: MarRepository | TritonRepository) -> int:
         wanted = self._startup_models(models)
         begin = time.monotonic()
 
@@ -294,71 +201,22 @@ class Server:
         _log.warning("%s", message)
         self._report({"event": "note", "message": message})
 
-    def _startup_models(self, models: MarRepository) -> list[LoadOptions]:
-        text = self._config.load_models
-        if text.strip().upper() != "ALL":
-            return startup_models(text)
+    def _startup_models(self, models: MarRepository | TritonRepository) -> Sequence[LoadOptions | str]:
+        config = self._config
+        if isinstance(models, TritonRepository):
+            if config.load_models and config.model_control_mode != "explicit":
+                self._note("load_models is ignored: all models of the repository are served in this mode")
+            try:
+                return startup_names(models, config.model_control_mode, config.load_models)
+            except LoadError as error:
+                raise ConfigError(error.message) from error
+        if config.load_models.strip().upper() != "ALL":
+            return startup_models(config.load_models)
         try:
             return models.all()
         except ModelNotFound as error:
             self._note(error.message)
             return []
-
-
-async def _bind(listener: HttpListener, address: Address, tls: ssl.SSLContext | None) -> str:
-    """Listen, and return the address with the port that was found."""
-    try:
-        if address.scheme == "unix":
-            _clear_socket(address.path)
-            await listener.start_unix(address.path)
-            return str(address)
-        secured = tls if address.scheme == "https" else None
-        port = await listener.start(address.host, address.port, tls=secured)
-    except OSError as error:
-        where = address.path or f"{address.host}:{address.port}"
-        # The event loops wrap the reason in sentences of their own.
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise ConfigError(f"cannot listen on {where}: {reason}") from error
-    return str(replace(address, port=port))
-
-
-def _clear_socket(path: str) -> None:
-    """Remove the socket file of a server that has ended.
-
-    Raises:
-        ConfigError: a server still listens there, or the file is no socket.
-        OSError: the file cannot be looked at or removed.
-    """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"cannot listen on {path}: there is a file that is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its queue is full
-    raise ConfigError(f"cannot listen on {path}: another server does")
-
-
-def _warn_of_exposure(endpoint: _Endpoint, bound: str, token_file: Path | None) -> None:
-    """Say once what those can do who reach an address from another machine."""
-    if is_local(endpoint.address):
-        return
-    able = {_INFERENCE: "use the models", _METRICS: "read the metrics"}
-    if token_file is None:
-        able[_MANAGEMENT] = "load, scale and unload models (management_open=true)"
-    open_to_all = [able[api] for api in endpoint.apis if api in able]
-    says = [f"whoever reaches it can {' and '.join(open_to_all)}"] if open_to_all else []
-    if _MANAGEMENT in endpoint.apis and token_file is not None:
-        says.append(f"other machines need the token in {token_file} to manage")
-    _log.warning("Listening on %s: %s.", bound, "; ".join(says))
 
 
 def _allow_many_files() -> None:

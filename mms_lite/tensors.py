@@ -51,7 +51,7 @@ def datatype(array: Array) -> str:
     """
     if array.dtype.kind in "SU":
         return BYTES
-    name = _NAMES.get(array.dtype.newbyteorder("="))
+    name = _NAMES.get(array.dtype) or _NAMES.get(array.dtype.newbyteorder("="))
     if name is None:
         raise BadTensor(f"arrays of type {array.dtype} cannot be sent")
     return name
@@ -76,10 +76,9 @@ def to_array(tensor: Tensor) -> Array:
         raise BadTensor(f"input {tensor.name!r} has a negative length in its shape")
     if tensor.datatype == BYTES:
         return _elements(tensor)
-    needed = math.prod(tensor.shape) * dtype.itemsize
-    if len(memoryview(tensor.data).cast("B")) != needed:
+    needed, found = math.prod(tensor.shape) * dtype.itemsize, memoryview(tensor.data).nbytes
+    if found != needed:
         shape = ",".join(map(str, tensor.shape))
-        found = len(memoryview(tensor.data).cast("B"))
         raise BadTensor(
             f"input {tensor.name!r} is declared as {tensor.datatype} [{shape}], "
             f"which is {needed} bytes, and has {found}"
@@ -100,7 +99,7 @@ def to_tensor(name: str, array: Array) -> Tensor:
     return Tensor(name, kind, array.shape, native.reshape(-1).view(np.uint8).data)
 
 
-def pack(elements: Iterable[bytes]) -> bytearray:
+def pack(elements: Iterable[bytes | bytearray | memoryview]) -> bytearray:
     """Return the data of a BYTES tensor: each element after its length, four bytes, little endian."""
     joined = bytearray()
     for element in elements:
@@ -145,4 +144,7 @@ def _elements(tensor: Tensor) -> Array:
 
 
 def _joined(array: Array) -> bytearray:
-    return pack(each if isinstance(each, bytes) else str(each).encode("utf-8") for each in array.reshape(-1))
+    return pack(
+        each if isinstance(each, bytes | bytearray | memoryview) else str(each).encode("utf-8")
+        for each in array.reshape(-1)
+    )

@@ -1,4 +1,4 @@
-"""What https needs: keys and certificates from PEM or PKCS12 files, or a certificate made for this start.
+"""What TLS needs: keys and certificates from PEM or PKCS12 files, or a certificate made for this start.
 
 Only the `cryptography` library reads PKCS12 and makes certificates; PEM files are read without it.
 """
@@ -13,6 +13,7 @@ import socket
 import ssl
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,19 @@ _RSA_BITS = 2048
 _log = logging.getLogger("mms_lite.server")
 
 
-def server_context(config: Config) -> ssl.SSLContext:
-    """Return what a listener serves https with: TLS 1.2 and 1.3, HTTP/1.1.
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a server shows its clients: as https listeners take it, and as gRPC does.
+
+    `pem` is the private key, not encrypted, and the certificate with its chain.
+    """
+
+    context: ssl.SSLContext
+    pem: tuple[bytes, bytes] = field(repr=False)
+
+
+def server_identity(config: Config) -> Identity:
+    """Return what a server serves TLS with; its context is for TLS 1.2 and 1.3, HTTP/1.1.
 
     A keystore wins over PEM files, as in MMS. With neither, a self-signed certificate is made and a warning
     logged.
@@ -43,26 +55,33 @@ def server_context(config: Config) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     if config.keystore is not None:
-        _load(context, *_read_keystore(config.keystore, config.keystore_type, config.keystore_pass))
-    elif config.private_key_file is not None and config.certificate_file is not None:
-        _load_pem(context, config.private_key_file, config.certificate_file)
-    elif config.private_key_file is not None or config.certificate_file is not None:
+        kept = _read_keystore(config.keystore, config.keystore_type, config.keystore_pass)
+        return Identity(context, _load(context, *kept))
+    if config.private_key_file is not None and config.certificate_file is not None:
+        return Identity(context, _load_pem(context, config.private_key_file, config.certificate_file))
+    if config.private_key_file is not None or config.certificate_file is not None:
         missing = "certificate_file" if config.certificate_file is None else "private_key_file"
         raise ConfigError(f"https needs private_key_file and certificate_file; {missing} is not set")
-    else:
-        _load(context, *_self_signed(_hosts(config)))
-    return context
+    return Identity(context, _load(context, *_self_signed(_hosts(config))))
 
 
-def _load_pem(context: ssl.SSLContext, key: Path, certificate: Path) -> None:
+def server_context(config: Config) -> ssl.SSLContext:
+    """Return what a listener serves https with, as `server_identity` does."""
+    return server_identity(config).context
+
+
+def _load_pem(context: ssl.SSLContext, key: Path, certificate: Path) -> tuple[bytes, bytes]:
+    """Give the context the key and the certificate of these files, and return what is in them."""
+
     def refuse() -> str:
         raise ConfigError(
             f"the private key in {key} is encrypted; decrypt it: openssl pkey -in {key} -out NEW_FILE"
         )
 
-    if b"PRIVATE KEY-----" not in _read(key, "private_key_file"):
+    key_pem, chain_pem = _read(key, "private_key_file"), _read(certificate, "certificate_file")
+    if b"PRIVATE KEY-----" not in key_pem:
         raise ConfigError(f"private_key_file {key} holds no private key in PEM format")
-    if b"CERTIFICATE-----" not in _read(certificate, "certificate_file"):
+    if b"CERTIFICATE-----" not in chain_pem:
         raise ConfigError(f"certificate_file {certificate} holds no certificate in PEM format")
     try:
         context.load_cert_chain(certificate, key, password=refuse)
@@ -74,6 +93,7 @@ def _load_pem(context: ssl.SSLContext, key: Path, certificate: Path) -> None:
         raise ConfigError(
             f"private_key_file {key} and certificate_file {certificate} cannot be used: {why}"
         ) from error
+    return key_pem, chain_pem
 
 
 def _read(path: Path, option: str) -> bytes:
@@ -118,30 +138,33 @@ def _chain(certificate: Certificate, others: Sequence[Certificate]) -> list[Cert
         chain.append(issuer)
 
 
-def _load(context: ssl.SSLContext, key: PrivateKeyTypes, chain: Sequence[Certificate]) -> None:
-    """Give the context a key that is in memory. OpenSSL takes files only: this one lives for a moment.
+def _load(context: ssl.SSLContext, key: PrivateKeyTypes, chain: Sequence[Certificate]) -> tuple[bytes, bytes]:
+    """Give the context a key that is in memory, and return it and its certificates in PEM.
 
-    The key in it is encrypted, so that not even a crash leaves it readable on the disk.
+    OpenSSL takes files only: this one lives for a moment. The key in it is encrypted, so that not even a
+    crash leaves it readable on the disk.
     """
     from cryptography.hazmat.primitives.serialization import (
         BestAvailableEncryption,
         Encoding,
+        NoEncryption,
         PrivateFormat,
     )
 
     password = secrets.token_hex(24)
     lock = BestAvailableEncryption(password.encode())
-    parts = [key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)]
-    parts += [certificate.public_bytes(Encoding.PEM) for certificate in chain]
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+    chain_pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
     try:
         with tempfile.NamedTemporaryFile(prefix="mms-lite-", suffix=".pem") as file:  # 0600
-            file.write(b"".join(parts))
+            file.write(locked + chain_pem)
             file.flush()
             context.load_cert_chain(file.name, password=password)
     except ssl.SSLError as error:
         raise ConfigError(f"the keystore's key and certificate cannot be used: {_words(error)}") from error
     except OSError as error:
         raise ConfigError(f"cannot write a temporary file: {error.strerror}") from error
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), chain_pem
 
 
 def _words(error: ssl.SSLError) -> str:
@@ -184,7 +207,12 @@ def _self_signed(hosts: Sequence[str]) -> tuple[PrivateKeyTypes, list[Certificat
 
 def _hosts(config: Config) -> list[str]:
     """Return the names under which clients may know this server, each once."""
-    addresses = (config.inference_address, config.management_address, config.metrics_address)
+    addresses = (
+        config.inference_address,
+        config.management_address,
+        config.metrics_address,
+        config.grpc_address,
+    )
     hosts = [a.host for a in addresses if a is not None and a.scheme == "https"]
     hosts += ["localhost", "127.0.0.1", "::1", socket.gethostname()]
     return [host for host in dict.fromkeys(hosts) if host.isascii()]

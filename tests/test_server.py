@@ -47,6 +47,7 @@ class Running:
             "inference_address": FREE,
             "management_address": FREE,
             "metrics_address": None,
+            "grpc_address": None,
             "model_store": self.store,
             "temp_directory": self.work,
             "default_workers_per_model": 1,

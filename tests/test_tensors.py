@@ -53,10 +53,12 @@ def test_arrays_of_another_layout_or_byte_order_are_sent_in_c_order_and_little_e
         np.array([["a", ""], ["é", "x"]]),
         np.array([[b"a", b""], [b"b", b"x"]]),
         np.array([["a", 7], [b"b", 1.5]], np.object_),
+        np.array([[bytearray(b"a\xff"), memoryview(b"b")], [b"", ""]], np.object_),
     ],
 )
 def test_text_and_bytes_are_elements_after_their_lengths(array: np.ndarray) -> None:
-    elements = [e if isinstance(e, bytes) else str(e).encode() for e in array.reshape(-1)]
+    raw = (bytes, bytearray, memoryview)
+    elements = [bytes(e) if isinstance(e, raw) else str(e).encode() for e in array.reshape(-1)]
     tensor = to_tensor("x", array)
     assert (tensor.datatype, tensor.shape, tensor.data) == (BYTES, (2, 2), packed(*elements))
     assert to_array(tensor).tolist() == [elements[:2], elements[2:]]
@@ -97,7 +99,7 @@ def test_no_elements_and_empty_elements_are_something_else() -> None:
         ),
         (Tensor("x", "FP32", (), bytes(8)), r"FP32 \[\], which is 4 bytes, and has 8"),
         (Tensor("x", "FP32", (1 << 40, 1 << 40), b""), r"and has 0"),
-        (Tensor("x", "BF16", (1,), bytes(2)), "'x' has the unknown datatype BF16"),
+        (Tensor("x", "FP8", (1,), bytes(1)), "'x' has the unknown datatype FP8"),
         (Tensor("x", "fp32", (1,), bytes(4)), "'x' has the unknown datatype fp32"),
         (Tensor("x", "FP32", (-1, -3), bytes(12)), "'x' has a negative length in its shape"),
         (Tensor("x", BYTES, (-1,), b""), "'x' has a negative length in its shape"),

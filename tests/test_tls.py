@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_an
 from mms_lite.address import Address
 from mms_lite.config import Config
 from mms_lite.errors import ConfigError
-from mms_lite.tls import server_context
+from mms_lite.tls import server_context, server_identity
 
 LIMIT_S = 10.0
 
@@ -171,6 +171,20 @@ def test_without_files_a_certificate_is_made_for_this_start(caplog: pytest.LogCa
     assert shake(context, pinned)[2] == made
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(server_context(config), pinned)
+
+
+def test_the_same_key_and_chain_come_as_pem(tmp_path: Path) -> None:
+    root = Pair(name="root", ca=True)
+    leaf = Pair(issuer=root)
+    files = leaf.write(tmp_path, root)
+    from_files = server_identity(Config(**files))
+    from_keystore = server_identity(Config(keystore=keystore(tmp_path / "store", leaf, root)))
+    made = server_identity(Config())
+
+    assert from_files.pem == from_keystore.pem == (leaf.key_pem(), leaf.pem() + root.pem())
+    assert "PRIVATE KEY" not in repr(made)
+    shown = shake(made.context, client_context())[2]
+    assert ssl.PEM_cert_to_DER_cert(made.pem[1].decode()) == shown
 
 
 def _encrypted(files: dict[str, Path], pair: Pair) -> None:

@@ -38,6 +38,7 @@ _LIMITS = {
     "max_response_size": 100_000,
     "default_response_timeout_seconds": 20,
     "metrics_address": "none",  # the rest is for mms-lite only; MMS ignores keys that it does not know
+    "grpc_address": "none",
     "drain_timeout_s": 5,
 }
 _CORS = {

@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
+from mms_lite.engine.control import ModelControl
 from mms_lite.engine.launcher import Launcher
+from mms_lite.engine.lifecycle import MAX_WORKERS, Lifecycle, Turn
 from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry
-from mms_lite.engine.repository.allow_list import is_remote
-from mms_lite.engine.repository.mar import MarRepository
-from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError
+from mms_lite.engine.repository import Repository
+from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ModelNotReady, ServingError
 from mms_lite.metrics import Snapshot, VersionMetrics
 from mms_lite.types import (
     InferRequest,
@@ -26,52 +24,40 @@ from mms_lite.types import (
     LoadOptions,
     ModelSpec,
     ModelStatus,
+    RepositoryEntry,
     Signature,
-    VersionState,
 )
 from mms_lite.wire import Item, Outcome
-
-_MAX_WORKERS = 1024
-_READERS = 8  # archives that are unpacked at once, and as many that are downloaded
-
-T = TypeVar("T")
 
 _log = logging.getLogger("mms_lite.engine")
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A place in the start-up list: its model is named when those before it have their names, or failed."""
-
-    earlier: Sequence[asyncio.Event]
-    taken: asyncio.Event
-
-
 class Engine:
-    """All loaded models behind one set of verbs. Lives on one event loop."""
+    """All loaded models behind one set of verbs. Lives on one event loop.
+
+    With `poll_s` it looks at the repository in such intervals, and serves all that is there.
+    """
 
     def __init__(
         self,
-        repository: MarRepository,
+        repository: Repository,
         launcher: Launcher,
         *,
         cores: int,
         unload_s: float = 120.0,
         starting: bool = False,
+        poll_s: float | None = None,
     ) -> None:
-        self._repository = repository
-        self._launcher = launcher
-        self._cores = cores
-        self._unload_s = unload_s  # what open requests have when their model goes
-        self._registry = Registry()
+        self._registry = Registry(highest_is_default=repository.decides_versions)
+        self._lifecycle = Lifecycle(
+            repository, launcher, self._registry, cores=cores, unload_s=unload_s, call=self._call
+        )
+        self._control = ModelControl(
+            repository, self._registry, self._lifecycle, follows_all=poll_s is not None
+        )
         self._unknown = VersionMetrics()  # of requests that name no loaded version
-        # Threads of their own: slow downloads keep no other work off a thread.
-        self._readers = ThreadPoolExecutor(_READERS, "read-model")
-        self._fetchers = ThreadPoolExecutor(_READERS, "fetch-model")
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._replacements: set[Model] = set()  # that load, and are not in the registry yet
-        self._startup_names: set[str] = set()
-        self._draining = False
+        self._poll_s = poll_s
+        self._polling: asyncio.Task[None] | None = None
         self._starting = starting
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -112,9 +98,11 @@ class Engine:
         """Return what a version is and what tensors it has; cheap, for every request.
 
         Raises:
-            ModelNotFound, VersionNotFound: it is not there; ModelNotReady: yet.
+            ModelNotFound, VersionNotFound: it is not there.
+            ModelNotReady: it is loading, failed or going.
         """
         model = self._get(name, version)
+        model.check()  # until it is loaded nobody knows
         return model.spec, model.signature
 
     def statistics(
@@ -139,54 +127,45 @@ class Engine:
         Raises:
             ServingError: it cannot be found, read or started, or its name and version are taken.
         """
-        return await self._to_its_end(self._load(options))
+        return self._status(await self._lifecycle.to_its_end(self._lifecycle.load(options)))
 
-    async def _load(self, options: LoadOptions, turn: _Turn | None = None) -> ModelStatus:
-        try:
-            model, replaced = await self._register(options, turn)
-        finally:
-            if turn is not None:
-                turn.taken.set()
-        if replaced:
-            starting = self._replace(model, options)
-        else:
-            keep = options.at_startup or not options.wait
-            starting = self._start(model, keep=keep, set_default=options.set_default)
-        if options.wait:
-            await starting
-        else:
-            self._background(starting)
-        return self._status(model)
+    async def load_model(
+        self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Load a model of the repository by name, or load it anew: the versions that it says are served.
 
-    async def _register(self, options: LoadOptions, turn: _Turn | None) -> tuple[Model, bool]:
-        """Read a model and enter its name, unless it is to take the place of one that has it; tell which."""
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        readers = self._fetchers if is_remote(options.url) else self._readers
-        spec = await loop.run_in_executor(readers, self._repository.read, options)
-        try:
-            for earlier in turn.earlier if turn is not None else ():
-                await earlier.wait()
-            self._check_open()
-            if spec.min_workers > _MAX_WORKERS:
-                raise InvalidRequest(f"a model has at most {_MAX_WORKERS} workers")
-            if options.replace and self._registry.has(spec.name, spec.version):
-                return self._model(self._with_workers_kept(spec, options)), True
-            model = self._model(spec)
-            self._registry.add(model)
-            if options.at_startup:
-                self._startup_names.add(spec.name)
-            return model, False
-        except BaseException:
-            await asyncio.to_thread(self._repository.discard, spec)
-            raise
+        `config` (a Triton ModelConfig as JSON) is in place of its own configuration, and `files`, by
+        "<version>/<name>" with or without "file:" before it, in place of its files. Other versions of the
+        model are unloaded. What was served goes on until all are ready, also if one cannot be loaded.
 
-    def _with_workers_kept(self, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
-        """Give a replacement as many workers as what it replaces has, unless the user says how many."""
-        if options.workers is not None:
-            return spec
-        before = self._registry.get(spec.name, spec.version).spec
-        return replace(spec, min_workers=before.min_workers, max_workers=before.max_workers)
+        Raises:
+            ModelNotFound: the repository has no such model.
+            InvalidRequest: the name of the model or of a file is none; files without a configuration.
+            LoadError: the configuration cannot be used, or a version cannot be loaded.
+        """
+        await self._lifecycle.to_its_end(self._load_by_name(name, config, files))
+
+    async def unload_model(self, name: str, *, dependents: bool = False) -> None:
+        """Unload all versions of a model; those that wait are answered first. A second time does no harm.
+
+        Nothing depends on other models yet, so `dependents` changes nothing.
+
+        Raises:
+            InvalidRequest: it was never loaded.
+        """
+        await self._lifecycle.to_its_end(self._control.unload(name))
+
+    def repository_index(self) -> list[RepositoryEntry]:
+        """Return the versions that are or were to be loaded, and the names of the other models there."""
+        return self._control.index()
+
+    async def rescan(self) -> bool:
+        """Look at the repository again: load, renew and unload what its files say; tell whether any did.
+
+        It concerns models that were loaded by name; with `poll_s` also new and deleted ones. One that cannot
+        be loaded stays as it was; log and index say why.
+        """
+        return await self._lifecycle.to_its_end(self._control.rescan())
 
     def set_default(self, name: str, version: str) -> ModelStatus:
         """Let this version answer requests that name none.
@@ -214,14 +193,14 @@ class Engine:
         """
         if max_workers < min_workers:
             raise InvalidRequest("max_worker cannot be less than min_worker.")
-        if not 0 <= min_workers <= max_workers <= _MAX_WORKERS:
-            raise InvalidRequest(f"a model has between 0 and {_MAX_WORKERS} workers")
+        if not 0 <= min_workers <= max_workers <= MAX_WORKERS:
+            raise InvalidRequest(f"a model has between 0 and {MAX_WORKERS} workers")
         model = self._registry.get(name, version)
         scaling = model.scale(min_workers, max_workers)
         if wait:
-            await self._to_its_end(scaling)
+            await self._lifecycle.to_its_end(scaling)
         else:
-            self._background(self._logged(scaling, name))
+            self._lifecycle.background(self._logged(scaling, name))
         return self._status(model)
 
     async def unload(self, name: str, version: str | None = None) -> None:
@@ -233,7 +212,8 @@ class Engine:
         models = [self._registry.get(name, version)] if version else self._registry.versions(name)
         for model in models:
             self._registry.remove(model)
-        await self._to_its_end(self._close_all(models, self._unload_s))
+        self._control.note_unloaded(models)
+        await self._lifecycle.to_its_end(self._lifecycle.close_all(models))
 
     def describe(self, name: str, version: str | None = None) -> ModelStatus:
         """Describe a version, the default one if none is named.
@@ -257,7 +237,7 @@ class Engine:
 
     def startup_models(self) -> set[str]:
         """Return the names of the models that were loaded at start and still are, in whatever version."""
-        return {model.spec.name for model in self._registry.list()} & self._startup_names
+        return {model.spec.name for model in self._registry.list()} & self._lifecycle.startup_names
 
     def has_version(self, name: str, version: str) -> bool:
         """Tell whether this version of this model is loaded."""
@@ -274,33 +254,36 @@ class Engine:
         return self._starting
 
     def ready(self) -> bool:
-        """Tell whether every model is ready and the server takes requests."""
-        return not self._draining and all(m.ready for m in self._registry.list())
+        """Tell whether every model is ready that is not unloaded, and the server takes requests."""
+        serving = not self._lifecycle.draining and all(m.ready for m in self._registry.list())
+        return serving and not self._control.failed
 
     async def start(
-        self, load_models: list[LoadOptions], told: Callable[[str, ServingError | None], None]
+        self,
+        load_models: Sequence[LoadOptions | str],
+        told: Callable[[str, ServingError | None], None],
     ) -> int:
         """Load the start-up models side by side; return how many failed.
 
-        Names are given in the order of the list: of two models with one name, the first has it. `told` is
-        called with each model as it is ready, or with why it is not. Until all are, an unknown model is "not
-        ready" rather than "not found".
+        A name is loaded as by `load_model`. Names are given in the order of the list: of two models with one
+        name, the first has it. `told` is called with each model as it is ready, or with why it is not. Until
+        all are, an unknown model is "not ready" rather than "not found".
         """
         taken = [asyncio.Event() for _ in load_models]
-        turns = [_Turn(taken[:number], event) for number, event in enumerate(taken)]
+        turns = [Turn(taken[:number], event) for number, event in enumerate(taken)]
 
-        async def one(options: LoadOptions, turn: _Turn) -> bool:
+        async def one(entry: LoadOptions | str, turn: Turn) -> bool:
             error: ServingError | None = None
-            name = options.name or options.url
+            name = entry if isinstance(entry, str) else entry.name or entry.url
             try:
-                name = (await self._to_its_end(self._load(options, turn))).spec.name
+                name = await self._lifecycle.to_its_end(self._load_at_start(entry, turn))
             except ServingError as failure:
                 error = failure
                 name = failure.details.get("model", name)
                 _log.warning("Failed to load model: %s: %s", name, failure.message)
             except Exception as failure:
                 error = ServingError(f"{type(failure).__name__}: {failure}")
-                _log.exception("Failed to load model: %s", options.url)
+                _log.exception("Failed to load model: %s", name)
             told(name, error)
             return error is not None
 
@@ -309,27 +292,44 @@ class Engine:
             return sum(await asyncio.gather(*map(one, load_models, turns)))
         finally:
             self._starting = False
+            if self._poll_s is not None and not self._lifecycle.draining:
+                self._polling = asyncio.get_running_loop().create_task(self._poll(self._poll_s))
 
     async def stop_loading(self) -> None:
         """Give up what is being loaded, and load nothing more; what is loaded goes on."""
-        self._draining = True
-        self._repository.close()  # a download that runs has nobody left to load for
-        models = self._registry.list()
-        loading = [m for m in models if m.state is VersionState.LOADING and not m.ready_workers]
-        await asyncio.gather(*(m.close(drain_s=0.0) for m in [*loading, *self._replacements]))
+        if self._polling is not None:
+            self._polling.cancel()
+        await self._lifecycle.stop_loading()
 
     async def close(self, *, drain_s: float) -> None:
         """Answer what waits within `drain_s`, then unload everything."""
         await self.stop_loading()
-        until = asyncio.get_running_loop().time() + drain_s
-        await self._close_all(self._registry.list(), drain_s)
-        if self._tasks:  # an unload that is on its way has what is left of the time
-            await asyncio.wait(self._tasks, timeout=max(0.0, until - asyncio.get_running_loop().time()))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for threads in (self._readers, self._fetchers):
-            threads.shutdown(wait=False)
+        await self._lifecycle.close(drain_s=drain_s)
+
+    async def _load_by_name(self, name: str, config: str | None, files: Mapping[str, bytes] | None) -> None:
+        try:
+            await self._control.load(name, config=config, files=files)
+        except LoadError as error:  # told here, as the caller may have left
+            _log.warning("Failed to load model: %s: %s", name, error.message)
+            raise
+
+    async def _load_at_start(self, entry: LoadOptions | str, turn: Turn) -> str:
+        if isinstance(entry, LoadOptions):
+            return (await self._lifecycle.load(entry, turn)).spec.name
+        try:
+            await self._control.load(entry)
+        finally:
+            turn.taken.set()
+        self._lifecycle.startup_names.add(entry)
+        return entry
+
+    async def _poll(self, interval_s: float) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await self.rescan()
+            except Exception:  # the next look may find the repository as it should be
+                _log.exception("Looking at the model repository failed")
 
     def _find(self, request: InferRequest) -> Model:
         return self._get(request.model, request.version)
@@ -341,73 +341,6 @@ class Engine:
             if self._starting:
                 raise ModelNotReady("the server is still loading its models") from error
             raise
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise ModelNotReady("the server is stopping")
-
-    def _model(self, spec: ModelSpec) -> Model:
-        name, version = spec.name, spec.version
-        # What comes in another's place goes on with its numbers.
-        metrics = self._registry.get(name, version).metrics if self._registry.has(name, version) else None
-        return Model(spec, self._launcher, cores=self._cores, call=self._call, metrics=metrics)
-
-    async def _replace(self, model: Model, options: LoadOptions) -> None:
-        """Load a version beside the one that it replaces, which then answers what it has and goes."""
-        spec = model.spec
-        self._replacements.add(model)
-        try:
-            await model.scale(spec.min_workers, spec.max_workers)
-            # What it replaces may have been scaled meanwhile.
-            while (kept := self._with_workers_kept(model.spec, options)) != model.spec:
-                await model.scale(kept.min_workers, kept.max_workers)
-            self._check_open()
-            old = self._registry.swap(model)
-        except BaseException as error:
-            await self._discard(model, 0.0)
-            if not isinstance(error, ServingError):
-                raise
-            _log.warning("Failed to load model: %s: %s", spec.name, error.message)
-            if options.wait:
-                raise
-            return
-        finally:
-            self._replacements.discard(model)
-        if options.set_default:
-            self._registry.set_default(model)
-        _log.info("Model %s loaded.", spec.name)
-        await self._discard(old, self._unload_s)
-
-    async def _start(self, model: Model, *, keep: bool, set_default: bool) -> None:
-        spec = model.spec
-        try:
-            await model.scale(spec.min_workers, spec.max_workers)
-            if set_default:
-                self._registry.set_default(model)
-            _log.info("Model %s loaded.", spec.name)
-        except ServingError as error:
-            error.details.setdefault("model", spec.name)
-            if not spec.at_startup:  # `start` tells of those
-                _log.warning("Failed to load model: %s: %s", spec.name, error.message)
-            if not keep:
-                self._registry.remove(model)
-                await self._close(model, 0.0)
-                raise
-            if spec.at_startup:
-                raise
-
-    async def _close_all(self, models: list[Model], drain_s: float) -> None:
-        await asyncio.gather(*(self._close(model, drain_s) for model in models))
-
-    async def _close(self, model: Model, drain_s: float) -> None:
-        await self._discard(model, drain_s)
-        _log.info("Model %s unregistered.", model.spec.name)
-
-    async def _discard(self, model: Model, drain_s: float) -> None:
-        try:
-            await model.close(drain_s=drain_s)
-        finally:
-            await asyncio.to_thread(self._repository.discard, model.spec)
 
     async def _call(self, item: Item) -> Outcome:
         """Infer for a worker that asks another model; it waits for room, as the server's own requests do."""
@@ -425,24 +358,7 @@ class Engine:
     def _status(self, model: Model) -> ModelStatus:
         return model.status(is_default=self._registry.is_default(model))
 
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await a change of what is loaded; it goes on when the caller leaves, as half of it helps nobody."""
-        task = self._background(work)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():  # not the caller: the engine has closed
-                raise ModelNotReady("the server is stopping") from None
-            raise
-
-    def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _logged(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    async def _logged(self, work: Awaitable[None], name: str) -> None:
         try:
             await work
         except ServingError as error:

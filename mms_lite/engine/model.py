@@ -84,7 +84,7 @@ class Model:
             ModelNotReady, QueueFull: as the queue.
         """
         try:
-            self._check()
+            self.check()
             job = Job(request, self.spec.version)
             self._queue.put(job)
         except (ModelNotReady, QueueFull) as error:
@@ -99,7 +99,7 @@ class Model:
             ModelNotReady, DeadlineExceeded: as the queue.
         """
         try:
-            self._check()
+            self.check()
             job = Job(request, self.spec.version)
             await self._queue.put_when_room(job)
         except (ModelNotReady, DeadlineExceeded) as error:
@@ -140,7 +140,12 @@ class Model:
             signature=self.signature,
         )
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Do nothing if it takes requests.
+
+        Raises:
+            ModelNotReady: it does not.
+        """
         if self.state is VersionState.READY and self._pool.has_live:
             return
         name = self.spec.name

@@ -7,9 +7,13 @@ from mms_lite.errors import ModelConflict, ModelNotFound, VersionNotFound
 
 
 class Registry:
-    """The loaded models. Pure bookkeeping: nothing here waits or runs."""
+    """The loaded models. Pure bookkeeping: nothing here waits or runs.
 
-    def __init__(self) -> None:
+    With `highest_is_default` the highest version that can answer is the default, else the first that came.
+    """
+
+    def __init__(self, *, highest_is_default: bool = False) -> None:
+        self._highest_is_default = highest_is_default
         self._models: dict[str, dict[str, Model]] = {}
         self._defaults: dict[str, str] = {}
 
@@ -17,6 +21,17 @@ class Registry:
         """Let this version, if it is still there, answer when none is named."""
         if self.has(model.spec.name, model.spec.version):
             self._defaults[model.spec.name] = model.spec.version
+
+    def settle_default(self, name: str) -> None:
+        """Decide which version of a name is the default; to be called when one has become ready."""
+        versions = self._models.get(name)
+        if not versions:
+            self._defaults.pop(name, None)
+        elif self._highest_is_default or self._defaults.get(name) not in versions:
+            able = [each for each, model in versions.items() if model.ready and model.has_workers]
+            candidates = able or list(versions)
+            highest = max(candidates, key=version_order)
+            self._defaults[name] = highest if self._highest_is_default else candidates[-1]
 
     def add(self, model: Model) -> None:
         """Add a version; the first of a name becomes the default.
@@ -80,10 +95,7 @@ class Registry:
         del versions[version]
         if not versions:
             del self._models[name]
-            del self._defaults[name]
-        elif self._defaults[name] == version:
-            able = [each for each, other in versions.items() if other.ready and other.has_workers]
-            self._defaults[name] = (able or list(versions))[-1]
+        self.settle_default(name)
 
     def list(self) -> list[Model]:
         """Return every version of every model, sorted by name."""
@@ -92,4 +104,9 @@ class Registry:
     def _put(self, model: Model) -> None:
         name, version = model.spec.name, model.spec.version
         self._models.setdefault(name, {})[version] = model
-        self._defaults.setdefault(name, version)
+        self.settle_default(name)
+
+
+def version_order(version: str) -> tuple[int, str]:
+    """Return what versions are sorted by: decimal ones as numbers, after all others."""
+    return (int(version), "") if version.isdecimal() else (-1, version)

@@ -234,6 +234,8 @@ class Worker:
             "manifest": spec.manifest,
             "decode_input_request": spec.decode_input_request,
             "isolate_failures": spec.isolate_failures,
+            "config": spec.config,
+            "instance": self.number,
         }
 
     async def _serve(self) -> None:

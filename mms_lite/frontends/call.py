@@ -5,7 +5,7 @@ Apart from the server so that a protocol knows no gRPC library: messages come an
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,7 @@ from mms_lite.frontends.message import HttpRequest
 class Call:
     """One call. `metadata` are its headers, `deadline` is in time.monotonic() seconds, `id` is ours.
 
-    `peer` is the client's host:port, empty where it has none. `raise_in_stream` has an error end a stream,
-    else it is a message of it.
+    `peer` is the client's host:port, empty where it has none.
     """
 
     id: str
@@ -33,14 +32,14 @@ class Call:
 
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
-Stream = Callable[[AsyncIterator[bytes], Call], AsyncIterator[bytes]]
+Stream = Callable[[AsyncIterator[bytes], Call], AsyncGenerator[bytes, None]]
 
 
 class RpcService(Protocol):
     """A gRPC service. Its methods take and return serialized messages and raise ServingError.
 
     `name` is the full one, such as "inference.GRPCInferenceService". `files` are the serialized
-    FileDescriptorProtos that describe it and its messages, for server reflection.
+    FileDescriptorProtos that describe it and its messages, imports first, for server reflection.
     """
 
     name: str

@@ -6,8 +6,10 @@ Apart from the adapters so that a protocol knows no server library, and each rul
 from __future__ import annotations
 
 import logging
+import math
 import random
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,13 +17,14 @@ from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from mms_lite.errors import ServingError
+from mms_lite.errors import InvalidRequest, ServingError
 from mms_lite.shared import SharedBytes
 
 Buffer = bytes | bytearray | memoryview
 
 JOIN_BYTES = 64 * 1024  # up to here head and body are copied into one write
 CLIENT_LEFT = 499  # nginx's number, in the access log only
+_LONGEST_RETRY_S = 60
 _STATUS_LINES = {int(status): f"HTTP/1.1 {status} {status.phrase}\r\n" for status in HTTPStatus}
 _ID_BITS = (1 << 128) - 1 ^ 0xF << 76 ^ 3 << 62  # of a UUID: all but its version and variant
 _RANDOM = 4 << 76 | 2 << 62  # that it is version 4 of RFC 4122
@@ -48,6 +51,8 @@ _COMMON_HEADERS = (
     "Expires: Thu, 01 Jan 1970 00:00:00 UTC\r\n"
 )
 _KEEP_ALIVE, _CLOSE = "Connection: keep-alive\r\n\r\n", "Connection: close\r\n\r\n"
+
+_NO_LIMIT_MS = 1e10  # four months: whoever says more means no limit
 
 _log = logging.getLogger("mms_lite.http")
 
@@ -177,6 +182,24 @@ class HttpProtocol(Protocol):
         """Return which of the limits is that of bodies for this path."""
 
 
+def deadline(request: HttpRequest) -> float | None:
+    """Return when the client stops waiting, on the monotonic clock (X-Request-Timeout-Ms).
+
+    Raises:
+        InvalidRequest: its header is no positive number.
+    """
+    text = request.header("x-request-timeout-ms")
+    if text is None:
+        return None
+    try:
+        timeout_ms = float(text)
+    except ValueError:
+        timeout_ms = math.nan
+    if not 0 < timeout_ms < math.inf:
+        raise InvalidRequest(f"X-Request-Timeout-Ms is not a positive number: {text}")
+    return time.monotonic() + timeout_ms / 1000 if timeout_ms < _NO_LIMIT_MS else None
+
+
 def response_head(
     response: HttpResponse, request_id: str, *, keep_alive: bool, size: int | None, cors: Cors | None = None
 ) -> bytes:
@@ -222,6 +245,13 @@ def encode_response(
     if size <= JOIN_BYTES:
         return [b"".join((head, *response.body))]
     return [head, *response.body]
+
+
+def retry_after_s(error: ServingError) -> int:
+    """Return when a queue that drains as fast as of late is empty, or 1 where nothing is known."""
+    rate = error.details.get("answered_per_s", 0)
+    depth = error.details.get("depth", 0)
+    return min(_LONGEST_RETRY_S, max(1, math.ceil(depth / rate))) if rate else 1
 
 
 def split_target(target: str) -> tuple[str, list[tuple[str, str]]]:

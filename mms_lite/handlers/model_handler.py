@@ -126,7 +126,7 @@ class ModelHandler:
             except InvalidRequest as error:
                 answers[index] = error
         if items:
-            for index, answer in zip(items, self.predict(list(items.values())), strict=True):
+            for index, answer in zip(items, self.answer(items, context), strict=True):
                 answers[index] = answer
         return answers
 
@@ -148,6 +148,14 @@ class ModelHandler:
             InvalidRequest: they hold none.
         """
         raise NotImplementedError
+
+    def answer(self, items: Mapping[int, Any], context: Context) -> Sequence[Any]:
+        """Return the answer to each item; `items` are by the place of their request in the batch.
+
+        Raises:
+            ServingError: the model failed for all.
+        """
+        return self.predict(list(items.values()))
 
     def predict(self, items: list[Any]) -> Sequence[Any]:
         """Answer items: preprocess, infer, postprocess; those with an equal `batch_key` as one batch."""

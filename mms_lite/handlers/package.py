@@ -28,7 +28,11 @@ _MOST_ELEMENTS = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One unpacked archive: `files` are the model's, the primary first; `config` is the handler's."""
+    """One unpacked archive, or a version of a model in a Triton repository.
+
+    `files` are the model's, the primary first; `config` is the handler's, `model_config` the repository's.
+    `instance` is the number of this worker.
+    """
 
     folder: Path
     backend: str
@@ -37,6 +41,8 @@ class Package:
     config: Mapping[str, Any]
     model: str = "model"
     version: str = "1"
+    instance: int = 0
+    model_config: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, context: Context) -> Package:
@@ -63,7 +69,9 @@ class Package:
             labels=_read_labels(_existing(folder, labels)) if labels else None,
             config=config,
             model=context.model_name,
-            version=str(model.get("modelVersion") or "1"),
+            version=_version(context, folder, model),
+            instance=context.instance,
+            model_config=context.model_config,
         )
 
     def file(self, name: str) -> Path:
@@ -133,13 +141,22 @@ def backend_settings(
         files=package.files,
         model=package.model,
         version=package.version,
+        instance=package.instance,
         threads=threads,
         device=device,
         inputs=_specs(stated, "inputs"),
         outputs=_specs(stated, "outputs"),
         batch=batch,
         options=options,
+        config=package.model_config,
     )
+
+
+def _version(context: Context, folder: Path, model: Mapping[str, Any]) -> str:
+    """Return the model's version: in a Triton repository its folder's name."""
+    if context.model_config is not None and folder.name.isdecimal():
+        return folder.name
+    return str(model.get("modelVersion") or "1")
 
 
 def _specs(stated: Mapping[str, Any], side: str) -> tuple[TensorSpec, ...]:

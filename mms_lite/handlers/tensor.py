@@ -25,6 +25,7 @@ from mms_lite.handlers.model_handler import HandlerSettings, ModelHandler, Parts
 from mms_lite.handlers.package import read_settings
 from mms_lite.tensors import DTYPES, Array, describe
 from mms_lite.types import TensorSpec
+from mms_lite.worker.backends import Answer, Request
 from mms_lite.worker.context import Context
 
 if TYPE_CHECKING:
@@ -109,8 +110,38 @@ class TensorHandler(ModelHandler):
             raise InvalidRequest(f"the body is declared as a form and looks like JSON: send it as {JSON}")
         return self._read(single_part(parts, _ANY_NAME), _only(self.signature.inputs))
 
+    def warm_up(self) -> None:
+        """Run the model once; code of a Triton repository runs for clients alone, as in Triton."""
+        if not (self.package.model_config is not None and self.predictor.takes_requests):
+            self.predictor.warm_up()
+
+    def answer(self, items: Mapping[int, dict[str, Array]], context: Context) -> Sequence[Any]:
+        """Answer items with the outputs that their requests want, and with what the model says beside them.
+
+        Raises:
+            ServingError: the model failed for all.
+        """
+        requests: list[dict[str, Array]] = [
+            Request(
+                arrays,
+                outputs=context.get_requested_outputs(index),
+                id=context.get_request_id(index) or "",
+                parameters=context.get_request_parameters(index),
+            )
+            for index, arrays in items.items()
+        ]
+        answers = self.predict(requests)
+        for index, answer in zip(items, answers, strict=True):
+            if isinstance(answer, Answer):
+                for key, value in answer.parameters.items():
+                    context.set_response_parameter(index, key, value)
+        return answers
+
     def predict(self, items: list[dict[str, Array]]) -> Sequence[dict[str, Array] | ServingError]:
-        """Run the model on each item, on those that fit together as one batch."""
+        """Run the model on each item, on those that fit together as one batch.
+
+        Items are dicts that may be `Request`: then they say which outputs are wanted.
+        """
         return self.predictor.infer_each(items)
 
     def encode(self, outputs: Mapping[str, Array], accept: str) -> tuple[bytes, str]:
@@ -120,6 +151,8 @@ class TensorHandler(ModelHandler):
             InvalidRequest: it allows none, or JSON for too many elements.
             HandlerError: the type cannot carry them.
         """
+        # numpy's own formats and JSON know no bfloat16, all of whose numbers float32 has.
+        outputs = {name: a.astype(np.float32) if a.dtype.kind == "V" else a for name, a in outputs.items()}
         numbers = all(array.dtype.kind in "biuf" for array in outputs.values())
         offers = [JSON]
         if numbers:

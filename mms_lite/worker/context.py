@@ -189,9 +189,14 @@ class Context:
         batch_size: int,
         gpu: int | None,
         mms_version: str,
+        *,
+        model_config: Mapping[str, Any] | None = None,
+        instance: int = 0,
     ) -> None:
         self.model_name = model_name
         self.manifest = manifest
+        self.model_config = model_config  # of a Triton repository
+        self.instance = instance  # the number of this worker of the model
         self._system_properties: dict[str, Any] = {
             "model_dir": model_dir,
             # Handlers choose the CPU by `gpu_id is None`.
@@ -204,17 +209,24 @@ class Context:
         self._request_processor: RequestProcessors | None = None
         self._metrics: MetricsStore | None = None
         self._deadlines: Sequence[float | None] = ()
+        self._parameters: Sequence[Mapping[str, Any]] = ()
+        self._outputs: Sequence[Sequence[str] | None] = ()
+        self._response_parameters: dict[int, dict[str, Any]] = {}
 
     def begin_batch(
         self,
         request_ids: Sequence[str],
         headers: Sequence[Iterable[tuple[str, Any]]],
         deadlines: Sequence[float | None] = (),
+        *,
+        parameters: Sequence[Mapping[str, Any]] = (),
+        outputs: Sequence[Sequence[str] | None] = (),
     ) -> None:
         """Forget the last batch and take up a new one. For the worker loop.
 
         `headers` has one sequence per request: for MMS first (part name, {"content-type": …}) of every
-        part, then the HTTP headers. `deadlines` are in `time.monotonic()` seconds; empty means none.
+        part, then the HTTP headers. `deadlines` are in `time.monotonic()` seconds; `parameters` and
+        `outputs` are what the requests say beside their inputs. Empty means none.
         Raises: ValueError if the sequences differ in length.
         """
         if len(headers) != len(request_ids) or len(deadlines) not in (0, len(request_ids)):
@@ -223,6 +235,9 @@ class Context:
         self._request_processor = RequestProcessors([RequestProcessor(each) for each in headers], request_ids)
         self._metrics = None
         self._deadlines = deadlines
+        self._parameters = parameters
+        self._outputs = outputs
+        self._response_parameters = {}
 
     def response(self, idx: int) -> tuple[int, str, list[tuple[str, str]]]:
         """Return status, reason phrase and headers as the handler left them. For the worker loop.
@@ -232,6 +247,10 @@ class Context:
         processor = self._processor(idx)
         headers = [_header(key, value) for key, value in processor.get_response_headers().items()]
         return processor.get_response_status_code(), processor.get_response_status_phrase() or "", headers
+
+    def response_parameters(self, idx: int) -> Mapping[str, Any]:
+        """Return the parameters of an answer as the handler left them. For the worker loop."""
+        return self._response_parameters.get(idx, {})
 
     @property
     def system_properties(self) -> dict[str, Any]:
@@ -271,6 +290,26 @@ class Context:
     def get_request_id(self, idx: int = 0) -> str | None:
         """Return the id of a request, which the client also sees as x-request-id."""
         return None if self.request_ids is None else self.request_ids.get(idx)
+
+    def get_request_parameters(self, idx: int = 0) -> Mapping[str, Any]:
+        """Return the parameters of a request, which protocols of tensors carry beside the inputs."""
+        return self._parameters[idx] if self._parameters else {}
+
+    def get_requested_outputs(self, idx: int = 0) -> Sequence[str] | None:
+        """Return the names of the outputs that a request wants, in its order; None for all.
+
+        A handler that answers with a dict of arrays need not leave the others out: they are not sent.
+        """
+        return self._outputs[idx] if self._outputs else None
+
+    def set_response_parameter(self, idx: int, key: str, value: str | float) -> None:
+        """Set a parameter of an answer: text, a number, true or false. Protocols of tensors alone carry it.
+
+        Raises: ValueError for another value.
+        """
+        if not isinstance(value, str | float | int):
+            raise ValueError(f"the parameter {key} is neither text nor a number, true or false: {value!r}")
+        self._response_parameters.setdefault(idx, {})[str(key)] = value
 
     def get_request_header(self, idx: int | str, key: str) -> Any:
         """Return a request header, or None. Letter case does not matter."""

@@ -5,6 +5,7 @@ One bad item fails alone: when a batch fails, each of its items is run once by i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
@@ -16,10 +17,11 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from mms_lite.errors import HandlerError, InvalidRequest, OutOfMemory, ServingError
+from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, OutOfMemory, ServingError
 from mms_lite.types import BYTES, InferRequest, Tensor
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker import entry
+from mms_lite.worker import outputs as wanted_outputs
 from mms_lite.worker.context import Context, PredictionException
 from mms_lite.worker.entry import Entry
 from mms_lite.worker.metrics_store import MetricsStore
@@ -45,6 +47,8 @@ def load(settings: dict[str, Any]) -> MmsHandler:
         settings["batch_size"],
         settings["device"],
         MMS_VERSION,
+        model_config=settings.get("config"),
+        instance=settings.get("instance", 0),
     )
     return MmsHandler(
         entry.find(settings["handler"], context),
@@ -66,6 +70,8 @@ class MmsHandler:
         self._context = context
         self._module = entry.module
         self._name = name
+        # Those of a handler that takes tensors; what another answers with, only its answers tell.
+        self._known_outputs = [s.name for s in self.signature.outputs if self.signature.takes_tensors]
         self._isolate = isolate
         self._decode = decode
         self._begun = 0.0  # when the batch came: what clients had left counts from there
@@ -142,6 +148,8 @@ class MmsHandler:
             [item.request.id for item in items],
             [_headers(item.request) for item in items],
             [None if item.remaining_ms is None else self._begun + item.remaining_ms / 1000 for item in items],
+            parameters=[item.request.parameters for item in items],
+            outputs=[item.request.outputs for item in items],
         )
         self._metrics.append(context.metrics)
         called = time.perf_counter()
@@ -212,27 +220,21 @@ class MmsHandler:
 
     def _outcome(self, index: int, item: Item, value: Any) -> Outcome:
         job_id = item.job_id
-        if isinstance(value, ServingError):  # the answer of a ready-made handler to a bad request
-            return Outcome(job_id, error=value)
-        try:
-            outputs = _outputs(value, item.request)
-        except MemoryError:
-            traceback.print_exc()
-            return Outcome(job_id, error=OutOfMemory("Out of resources"))
-        except Exception:  # an answer's own methods may raise anything; its mates are fine
-            traceback.print_exc()
-            return Outcome(job_id, error=HandlerError("Unsupported model output data type."))
+        outputs = self._sent(value, item.request)
+        if isinstance(outputs, ServingError):
+            return Outcome(job_id, error=outputs)
         try:
             status, reason, headers = self._context.response(index)
+            parameters = self._context.response_parameters(index)
             if not (headers or reason):  # nearly always
-                return Outcome(job_id, outputs, _status(status, 200))
+                return Outcome(job_id, outputs, _status(status, 200), parameters=parameters)
             for text in itertools.chain([reason], *headers):
                 text.encode("utf-8", "surrogateescape")  # else no frame can carry it
         except ValueError as error:
             traceback.print_exc()
             return Outcome(job_id, error=HandlerError(f"Invalid response header: {error}"))
         chosen = [value for name, value in headers if name.lower() == "content-type"]
-        if chosen and not _is_array(outputs[0]):
+        if chosen and outputs and not _is_array(outputs[0]):
             outputs = [replace(outputs[0], content_type=chosen[-1])]
         return Outcome(
             job_id,
@@ -240,7 +242,35 @@ class MmsHandler:
             status=_status(status, 200),
             reason=reason,
             headers=[(name, value) for name, value in headers if name.lower() != "content-type"],
+            parameters=parameters,
         )
+
+    def _sent(self, value: Any, request: InferRequest) -> list[Tensor] | ServingError:
+        """Return the outputs that go to the client, or its error."""
+        if isinstance(value, ServingError):  # the answer of a ready-made handler to a bad request
+            return value
+        try:
+            outputs = _outputs(value, request, known=bool(self._known_outputs))
+        except MemoryError:
+            traceback.print_exc()
+            return OutOfMemory("Out of resources")
+        except Exception:  # an answer's own methods may raise anything; its mates are fine
+            traceback.print_exc()
+            return HandlerError("Unsupported model output data type.")
+        try:
+            return self._wanted(outputs, request.outputs) if request.outputs else outputs
+        except BadTensor as error:
+            return error
+
+    def _wanted(self, outputs: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+        """Return the outputs that a request names.
+
+        Raises:
+            BadTensor: the model has no such output. One that it knows and left out this time is left out.
+        """
+        found = {tensor.name: tensor for tensor in outputs}
+        wanted_outputs.check(names, list(dict.fromkeys([*self._known_outputs, *found])))
+        return list(wanted_outputs.pick(found, names).values())
 
 
 def _headers(request: InferRequest) -> list[tuple[str, Any]]:
@@ -253,21 +283,25 @@ def _is_array(tensor: Tensor) -> bool:
     return tensor.datatype != BYTES or bool(tensor.shape)
 
 
+@functools.cache
 def _tensors() -> ModuleType:
     """Return what knows arrays, which needs numpy: a model of raw bodies may live without it."""
     return importlib.import_module("mms_lite.tensors")
 
 
-def _outputs(value: Any, request: InferRequest) -> list[Tensor]:
-    """Return an answer's outputs: one raw body, or to a request of arrays what a dict of arrays holds."""
-    if isinstance(value, dict) and _holds_arrays(value) and any(map(_is_array, request.inputs)):
+def _outputs(value: Any, request: InferRequest, *, known: bool) -> list[Tensor]:
+    """Return an answer's outputs: one raw body, or to a request of arrays what a dict of arrays holds.
+
+    An empty dict holds arrays, too, where outputs are `known` to be arrays.
+    """
+    if isinstance(value, dict) and any(map(_is_array, request.inputs)) and _holds_arrays(value, known):
         return [_tensors().to_tensor(name, array) for name, array in value.items()]
     data, kind = _body(value)
     return [Tensor("body", BYTES, (), data, kind)]
 
 
-def _holds_arrays(value: dict[Any, Any]) -> bool:
-    return bool(value) and all(hasattr(each, "dtype") for each in value.values())
+def _holds_arrays(value: dict[Any, Any], known: bool) -> bool:
+    return (bool(value) or known) and all(hasattr(each, "dtype") for each in value.values())
 
 
 def _body(value: Any) -> tuple[bytes | bytearray, str]:

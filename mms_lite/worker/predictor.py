@@ -15,7 +15,8 @@ import numpy as np
 from mms_lite.errors import BadTensor, HandlerError, ServingError
 from mms_lite.tensors import DTYPES, Array, datatype, describe
 from mms_lite.types import BYTES, Signature, TensorSpec
-from mms_lite.worker.backends import Backend
+from mms_lite.worker import outputs as wanted_outputs
+from mms_lite.worker.backends import Answer, Backend, Request, RequestBackend
 
 _MOST_ELEMENTS = 1 << 28  # of a warm-up's input
 _ROUNDING = 1e-3  # between a row alone and in company
@@ -32,6 +33,8 @@ class Predictor:
         self.signature = Signature(tuple(backend.inputs), tuple(backend.outputs))
         self.metadata = backend.metadata
         self._backend = backend
+        self._by_request = backend if isinstance(backend, RequestBackend) else None
+        self._optional = self._by_request.optional if self._by_request is not None else ()
         self._allow_nan = allow_nan
         self._batch = batch
         self._joins = batch  # whether requests of different clients are joined; None until it was tried
@@ -45,6 +48,11 @@ class Predictor:
         return self._batch is not False and all(
             spec.shape is None or spec.shape[:1] == (-1,) for spec in specs
         )
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether the model is given the requests of a batch as they came."""
+        return self._by_request is not None
 
     def input(self, name: str) -> TensorSpec:
         """Return what the model says of one input.
@@ -66,28 +74,26 @@ class Predictor:
         self.check(inputs, outputs)
         return self._infer(inputs, outputs)
 
-    def infer_each(
-        self, requests: Sequence[Mapping[str, Array]], outputs: Sequence[str] | None = None
-    ) -> list[dict[str, Array] | ServingError]:
-        """Answer each request, or say why not; those that fit together run as one batch.
+    def infer_each(self, requests: Sequence[Mapping[str, Array]]) -> list[Answer | ServingError]:
+        """Answer each request with the outputs that it wants, or say why not.
 
-        They are joined only where the rows have been seen to be independent, or are said to be.
+        Those that fit together run as one batch: joined where the rows have been seen to be independent, or
+        are said to be; one by one where the model takes requests as they come.
 
         Raises:
             ServingError: the model failed.
         """
-        answers: list[dict[str, Array] | ServingError | None] = [None] * len(requests)
-        groups: dict[object, list[int]] = defaultdict(list)
+        answers: list[Answer | ServingError | None] = [None] * len(requests)
+        checked: dict[int, Request] = {}
         for index, inputs in enumerate(requests):
+            request = Request.of(inputs)
             try:
-                self.check(inputs, outputs)
-                groups[self._key(index, inputs)].append(index)
+                self.check(request, request.outputs)
+                checked[index] = request
             except BadTensor as error:
                 answers[index] = error
-        for members in groups.values():
-            for index, answer in zip(
-                members, self._run([requests[i] for i in members], outputs), strict=True
-            ):
+        for members in self._groups(checked):
+            for index, answer in zip(members, self._run([checked[i] for i in members]), strict=True):
                 answers[index] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -98,17 +104,13 @@ class Predictor:
             BadTensor: an input is missing, unknown, or of another datatype or shape; an output is unknown.
         """
         for name in self._inputs:
-            if name not in inputs:
+            if name not in inputs and name not in self._optional:
                 raise BadTensor(f"input {name!r} is missing; {self._takes()}")
         for name, array in inputs.items():
             _check(self.input(name), array)
-            if not self._allow_nan and array.dtype.kind == "f" and np.isnan(array.min()):
+            if not self._allow_nan and _has_nan(array):
                 raise BadTensor(f"input {name!r} has elements that are not numbers (NaN)")
-        for name in outputs or ():
-            if name not in self._outputs:
-                raise BadTensor(
-                    f"the model has no output {name[:_SHOWN]!r}; it has: {', '.join(self._outputs)}"
-                )
+        wanted_outputs.check(outputs, self._outputs)
 
     def warm_up(self) -> None:
         """Run the model once on zeros, where its inputs' shapes are known but for the first axis.
@@ -121,7 +123,7 @@ class Predictor:
         shapes = self._least_shapes()
         if shapes is not None:
             self.infer({name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()})
-        if self._joins is None:
+        if self._joins is None and self._by_request is None:
             self._joins = self.batches and self._rows_are_independent()
 
     def close(self) -> None:
@@ -157,6 +159,15 @@ class Predictor:
             return False
         return all(_nearly_equal([found[name] for found in alone], array) for name, array in together.items())
 
+    def _groups(self, requests: Mapping[int, Request]) -> list[list[int]]:
+        """Return the places of the requests that run together."""
+        if self._by_request is not None:
+            return [list(requests)] if requests else []
+        groups: dict[object, list[int]] = defaultdict(list)
+        for index, inputs in requests.items():
+            groups[self._key(index, inputs)].append(index)
+        return list(groups.values())
+
     def _key(self, index: int, inputs: Mapping[str, Array]) -> object:
         rows = {array.shape[0] for array in inputs.values() if array.ndim}
         if (
@@ -172,11 +183,20 @@ class Predictor:
         ready = {name: np.asarray(array, order="C") for name, array in checked.items()}
         return self._backend.infer(ready, list(outputs or self._outputs))
 
-    def _run(
-        self, requests: list[Mapping[str, Array]], outputs: Sequence[str] | None
-    ) -> list[dict[str, Array]]:
+    def _run(self, requests: Sequence[Request]) -> Sequence[Answer | ServingError]:
+        if self._by_request is not None:
+            return self._by_request.infer_requests(requests)
         if len(requests) == 1:
-            return [self._infer(requests[0], outputs)]
+            (request,) = requests
+            return [Answer(self._infer(request, request.outputs))]
+        wanted = [request.outputs or self._outputs for request in requests]
+        of_some = [name for name in self._outputs if any(name in names for names in wanted)]
+        rows = self._run_joined(requests, of_some)
+        return [Answer(wanted_outputs.pick(found, names)) for found, names in zip(rows, wanted, strict=True)]
+
+    def _run_joined(
+        self, requests: Sequence[Mapping[str, Array]], outputs: Sequence[str]
+    ) -> list[dict[str, Array]]:
         counts = [len(next(iter(inputs.values()))) for inputs in requests]
         joined = {name: np.concatenate([inputs[name] for inputs in requests]) for name in self._inputs}
         found = self._infer(joined, outputs)
@@ -208,8 +228,12 @@ def _check(spec: TensorSpec, array: Array) -> None:
         raise BadTensor(
             f"input {spec.name!r} does not fit: the model expects {_expected(spec)}, got {describe(array)}"
         )
-    if not array.size:
-        raise BadTensor(f"input {spec.name!r} is empty: got {describe(array)}")
+
+
+def _has_nan(array: Array) -> bool:
+    if array.dtype.kind == "f":  # the least of all is NaN where one is, and takes no memory to find
+        return array.size > 0 and bool(np.isnan(array.min()))
+    return array.dtype.kind == "V" and bool(np.isnan(array).any())  # bfloat16
 
 
 def _expected(spec: TensorSpec) -> str:

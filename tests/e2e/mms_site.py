@@ -74,6 +74,7 @@ class Site:
             "inference_address": "http://127.0.0.1:0",
             "management_address": "http://127.0.0.1:0",
             "metrics_address": "http://127.0.0.1:0",
+            "grpc_address": "http://127.0.0.1:0",
             "model_store": "store",
             "default_workers_per_model": 1,
             "default_service_handler": "service:handle",

@@ -81,6 +81,7 @@ async def test_start_returns_when_ready_and_says_what_and_where(site: Site) -> N
     ]
     assert lines[2:] == [
         f"Inference API:  {site.state['inference_address']}",
+        f"gRPC API:       {site.state['grpc_address']}",
         f"Management API: {site.state['management_address']}",
         f"Metrics API:    {site.state['metrics_address']}",
         "Model server started.",

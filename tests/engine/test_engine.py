@@ -646,7 +646,7 @@ async def replacing(inline: Bench, tmp_path: Path, wait_until: Wait) -> AsyncIte
     await inline.load("echo", "m")
     options = LoadOptions(url="slow", name="m", handler="service:handle", replace=True)
     task = begin(inline.engine.load(options))
-    await wait_until(lambda: inline.engine._replacements)
+    await wait_until(lambda: inline.engine._lifecycle.incoming)
     yield SimpleNamespace(task=task, open=gate.touch)
     gate.touch()
 
@@ -678,7 +678,7 @@ async def test_a_replacement_that_fails_in_the_background_is_logged_once(
     inline.store.add("bad_init")
     options = LoadOptions(url="bad_init", name="m", handler="service:handle", replace=True, wait=False)
     await inline.engine.load(options)
-    await wait_until(lambda: not inline.engine._tasks)
+    await wait_until(lambda: not inline.engine._lifecycle.tasks)
     told = [
         record.getMessage() for record in caplog.records if "the weights are missing" in record.getMessage()
     ]

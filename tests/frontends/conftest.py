@@ -22,7 +22,7 @@ LIMITS = Limits(max_request_size=1_000_000, max_response_size=200_000)
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Any:
     """Run the tests over sockets on both loops: the server's is uvloop, and they close connections unlike."""
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.name.startswith(("test_http_", "test_hot_conn")):
+    if item.path.name.startswith(("test_http_", "test_hot_conn", "test_rpc")):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
 

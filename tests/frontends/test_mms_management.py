@@ -205,7 +205,7 @@ async def test_register_in_the_background_what_does_not_start(inline, management
 
 async def test_register_without_a_store(tmp_path, inline, management):
     repository = MarRepository(None, tmp_path, Defaults(**inline.defaults))
-    inline.engine._repository = repository
+    inline.engine._lifecycle._repository = repository
     answer = await management("POST", register(url="m.mar"))
     assert (answer.status, answer.json["message"]) == (404, "Model store has not been configured.")
 

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mms_lite.engine.launcher import ProcessLauncher
+from mms_lite.errors import HandlerError
 from mms_lite.frontends import mms
 from mms_lite.frontends.listener import HttpListener
 from mms_lite.frontends.message import HttpRequest, Limits
-from mms_lite.types import LoadOptions
+from mms_lite.tensors import to_array, to_tensor
+from mms_lite.types import InferRequest, LoadOptions
 
 onnx = pytest.importorskip("onnx", reason="writes the models")
 pytest.importorskip("onnxruntime", reason="runs the models")
@@ -259,3 +262,69 @@ async def test_a_model_without_code_is_described_with_its_tensors(processes: Ben
     whole = {"datatype": "INT32", "shape": [-1]}
     assert described["inputs"] == [{"name": "a", **whole}, {"name": "b", **whole}]
     assert described["outputs"] == [{"name": "sum", **whole}, {"name": "difference", **whole}]
+
+
+CODE = """import beside_the_file
+import beside_the_versions
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "x", "data_type": "TYPE_FP32", "dims": [-1]})
+        config.add_output({"name": "y", "data_type": "TYPE_FP32", "dims": [-1]})
+        return config
+
+    def execute(self, requests):
+        return [self.answer(each, len(requests)) for each in requests]
+
+    def answer(self, request, together):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if not x.size:
+            error = pb_utils.TritonError("no x", pb_utils.TritonError.NOT_FOUND)
+            return pb_utils.InferenceResponse(error=error)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)], parameters={"together": together})
+"""
+
+
+async def test_python_code_of_a_repository_runs_requests_together_and_answers_each(
+    make_model: Callable[..., Any], tmp_path: Path, wait_until: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "code" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(CODE)
+    (folder / "beside_the_file.py").touch()
+    (folder.parent / "beside_the_versions.py").touch()
+    packed = {"backend": "python", "modelFiles": ["model.py"], "handlerConfig": {"allow_nan": True}}
+    model = make_model(
+        ProcessLauncher(max_frame_bytes=1 << 20),
+        path=str(folder),
+        handler="tensor",
+        manifest={"model": packed},
+        config={"name": "code", "max_batch_size": 0},
+        batch_size=4,
+        max_batch_delay_ms=2_000,
+        isolate_failures=False,
+    )
+    await model.scale(1, 1)
+    asked = [np.ones(1, np.float32), np.ones(0, np.float32), np.array([np.nan, -0.0], np.float32)]
+    jobs = [model.submit(InferRequest("r", "m", inputs=[to_tensor("x", each)])) for each in asked]
+    first, missing, last = await asyncio.gather(*(job.answer() for job in jobs), return_exceptions=True)
+    assert to_array(first.outputs[0]).tolist() == [2]
+    assert first.parameters == last.parameters == {"together": 3}
+    assert np.array_equal(to_array(last.outputs[0]), asked[2] * 2, equal_nan=True)
+    assert isinstance(missing, HandlerError)
+    assert (missing.message, missing.details) == ("no x", {"status": 404, "grpc": "NOT_FOUND"})
+
+
+async def test_python_code_in_an_archive_answers_bodies(processes: Bench, ask_model: Ask) -> None:
+    model = {"modelName": "code", "handler": "tensor", "backend": "python", "modelFiles": ["model.py"]}
+    code = CODE.replace("import beside_the_file\nimport beside_the_versions\n", "")
+    processes.store.put("code", {"model.py": code, "MAR-INF/MANIFEST.json": json.dumps({"model": model})})
+    await processes.engine.load(LoadOptions(url="code", name="code", batch_size=2, max_batch_delay_ms=200))
+    bodies = [b"[1, 2]", npy(np.array([3], np.float32))]
+    answers = await asyncio.gather(*(ask_model("code", body) for body in bodies))
+    assert [(answer.status, answer.json) for answer in answers] == [(200, {"y": [2, 4]}), (200, {"y": [6]})]
+    answer = await ask_model("code", b"[]")
+    assert (answer.status, answer.json["message"]) == (404, "no x")

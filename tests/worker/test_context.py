@@ -233,6 +233,22 @@ def test_nothing_of_a_batch_is_left_in_the_next():
     assert len(context.request_processor) == 1
 
 
+def test_parameters_and_wanted_outputs_are_those_of_each_request_and_of_no_other_batch():
+    context = loaded()
+    assert (context.get_request_parameters(), context.get_requested_outputs()) == ({}, None)
+    parameters, outputs = [{"top": 3}, {}], [["y"], None]
+    context.begin_batch(["a", "b"], [(), ()], parameters=parameters, outputs=outputs)
+    context.set_response_parameter(1, "seen", 2)
+    assert [context.get_request_parameters(n) for n in range(2)] == parameters
+    assert [context.get_requested_outputs(n) for n in range(2)] == outputs
+    assert [context.response_parameters(n) for n in range(2)] == [{}, {"seen": 2}]
+    context.begin_batch(["c"], [()])
+    assert (context.get_request_parameters(), context.get_requested_outputs()) == ({}, None)
+    assert context.response_parameters(0) == {}
+    with pytest.raises(ValueError, match="the parameter list is neither text nor a number"):
+        context.set_response_parameter(0, "list", [1])
+
+
 @pytest.mark.parametrize(("headers", "deadlines"), [([], ()), ([(), ()], ()), ([()], [None, None])])
 def test_a_batch_has_headers_and_deadlines_for_each_request(headers, deadlines):
     with pytest.raises(ValueError, match="one header list and one deadline per request"):

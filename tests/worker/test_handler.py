@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mms_lite.errors import HandlerError, InvalidRequest, LoadError, OutOfMemory
+from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, LoadError, OutOfMemory
 from mms_lite.types import InferRequest, Tensor
 from mms_lite.wire import Item, Outcome
 from mms_lite.worker import handler
@@ -362,6 +362,43 @@ def test_numpy_arrays_and_integers_are_no_answers_and_its_floats_are(tmp_path: P
         assert isinstance(outcome.error, HandlerError)
     (outcome,) = run(load(write(tmp_path, HANDLE + f"[{source}[0]]")), b"x")
     assert answer(outcome)[0] == json.dumps(numpy.float64(1.5)).encode()
+
+
+def ask(model: handler.MmsHandler, **asked: Any) -> Outcome:
+    tensors = pytest.importorskip("mms_lite.tensors", reason="numpy is not installed")
+    x = tensors.to_tensor("x", tensors.np.arange(2))
+    ran = Ran()
+    item = Item(0, None, InferRequest(id="r", model="m", inputs=[x], **asked))
+    model.run([item], ran.on_started, ran.on_outcomes)
+    return ran.outcomes[0]
+
+
+def test_a_request_of_arrays_is_answered_with_the_outputs_that_it_names(tmp_path: Path) -> None:
+    model = load(write(tmp_path, HANDLE + "[{'a': each['x'], 'b': each['x'] * 2} for each in data]"))
+    for wanted, names in ((None, ["a", "b"]), ([], ["a", "b"]), (["b"], ["b"]), (["b", "a"], ["b", "a"])):
+        assert [tensor.name for tensor in ask(model, outputs=wanted).outputs] == names
+    assert answer(ask(model, outputs=["b", "z"])) == (
+        BadTensor,
+        "unexpected inference output 'z', allowed outputs are: a, b",
+    )
+    (tmp_path / "text").mkdir()
+    text = load(write(tmp_path / "text", HANDLE + "['words']"))
+    assert answer(ask(text, outputs=["body"]))[0] == b"words"
+    assert answer(ask(text, outputs=["a"]))[1].endswith("allowed outputs are: body")
+
+
+def test_a_handler_reads_the_parameters_of_a_request_and_sets_those_of_its_answer(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "def handle(data, context):\n"
+        "    if data is None: return None\n"
+        "    top = context.get_request_parameters(0)['top']\n"
+        "    context.set_response_parameter(0, 'top', top + 1)\n"
+        "    return [{'a': data[0]['x'], 'b': data[0]['x']}]",
+    )
+    outcome = ask(load(tmp_path), parameters={"top": 3}, outputs=["a"])
+    assert (outcome.error, outcome.parameters) == (None, {"top": 4})
+    assert [tensor.name for tensor in outcome.outputs] == ["a"]
 
 
 def test_what_a_model_needs_to_say_goodbye_is_still_there_when_it_is_let_go(

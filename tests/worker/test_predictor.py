@@ -8,6 +8,7 @@ import pytest
 
 from mms_lite.errors import BadTensor, HandlerError, OutOfMemory, ServingError
 from mms_lite.types import BYTES, TensorSpec
+from mms_lite.worker.backends import Answer, Request
 from mms_lite.worker.predictor import Predictor
 
 A = TensorSpec("a", "FP32", (-1, 2))
@@ -127,8 +128,62 @@ def test_only_the_outputs_that_are_asked_for_are_computed() -> None:
     predictor = Predictor(backend, batch=True)
     assert list(predictor.infer(row(1, 0), ["twice"])) == ["twice"]
     assert list(predictor.infer(row(1, 0))) == ["y", "twice"]
-    assert [each["twice"].tolist() for each in predictor.infer_each([row(1, 0)] * 2, ["twice"])] == [[4], [4]]
+    wanting = [Request(row(1, 0), outputs=["twice"])] * 2
+    assert [each["twice"].tolist() for each in predictor.infer_each(wanting)] == [[4], [4]]
     assert [outputs for _, outputs in backend.asked] == [["twice"], ["y", "twice"], ["twice"]]
+
+
+def test_requests_of_one_batch_get_the_outputs_that_each_names_in_its_order() -> None:
+    backend = Sum()
+    requests = [
+        Request(row(1, 0), outputs=["twice", "y", "twice"]),
+        Request(row(2, 0), outputs=["y"]),
+        Request(row(3, 0), outputs=["z"]),
+    ]
+    both, one, refused = Predictor(backend, batch=True).infer_each(requests)
+    assert [(name, array.tolist()) for name, array in both.items()] == [("twice", [4]), ("y", [2])]
+    assert [(name, array.tolist()) for name, array in one.items()] == [("y", [4])]
+    assert refused.message == "unexpected inference output 'z', allowed outputs are: y, twice"
+    assert [outputs for _, outputs in backend.asked] == [["y", "twice"]]
+
+
+def test_what_no_request_of_a_batch_wants_is_not_computed() -> None:
+    spec = TensorSpec("more", "FP32", (-1,))
+    backend = Sum(outputs=[TensorSpec("y", "FP32", (-1,)), spec, TensorSpec("twice", "FP32", (-1,))])
+    requests = [Request(row(1, 0), outputs=["twice"]), Request(row(2, 0), outputs=["y"])]
+    assert all(isinstance(each, dict) for each in Predictor(backend, batch=True).infer_each(requests))
+    assert [outputs for _, outputs in backend.asked] == [["y", "twice"]]
+
+
+class OneByOne(Sum):
+    """A backend that answers the requests of a batch itself; `b` may be left out."""
+
+    optional = frozenset({"b"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[Request]] = []
+
+    def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
+        self.batches.append(list(requests))
+        return [Answer({"y": each["a"].sum(-1)}, parameters={"id": each.id}) for each in requests]
+
+
+def test_a_backend_may_take_the_requests_of_a_batch_as_they_came() -> None:
+    backend = OneByOne()
+    predictor = Predictor(backend, batch=True)
+    requests = [
+        Request(row(1, 0), id="first", parameters={"top": 1}),
+        Request({"a": np.ones((2, 7), np.float32)}),
+        Request({"a": np.ones((2, 2), np.float32)}, outputs=["y"]),
+    ]
+    first, bad, last = predictor.infer_each(requests)
+    assert (first["y"].tolist(), first.parameters) == ([2], {"id": "first"})
+    assert isinstance(bad, BadTensor)
+    assert last["y"].tolist() == [2, 2]
+    ((one, other),) = backend.batches
+    assert (one.id, one.outputs, one.parameters) == ("first", (), {"top": 1})
+    assert (list(other), other.outputs) == (["a"], ("y",))
 
 
 def test_the_backend_gets_arrays_in_c_order() -> None:
@@ -143,6 +198,14 @@ def test_nan_goes_in_only_where_it_is_allowed_and_infinity_always() -> None:
         Predictor(Sum()).infer(row(np.nan, 0))
     assert np.isnan(Predictor(Sum(), allow_nan=True).infer(row(np.nan, 0))["y"]).all()
     assert np.isinf(Predictor(Sum()).infer(row(np.inf, 0))["y"]).all()
+
+
+def test_bfloat16_is_searched_for_nan_like_other_floats() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="has the type of BF16").bfloat16
+    predictor = Predictor(Sum((TensorSpec("a", "BF16", (-1, 2)), B)))
+    predictor.check(row(1, 0) | {"a": np.ones((1, 2), bfloat16)})
+    with pytest.raises(BadTensor, match="not numbers"):
+        predictor.check(row(1, 0) | {"a": np.array([[1, np.nan]], bfloat16)})
 
 
 def test_an_input_of_any_rank_and_one_of_text_are_checked_for_their_datatype() -> None:

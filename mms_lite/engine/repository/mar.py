@@ -10,11 +10,12 @@ import itertools
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mms_lite.engine.repository import Stamp, check_name, not_found
 from mms_lite.engine.repository.allow_list import AllowList, is_remote
 from mms_lite.engine.repository.download import Downloads
 from mms_lite.errors import ConfigError, InvalidArchive, InvalidRequest, LoadError, ModelNotFound
@@ -23,7 +24,7 @@ from model_archiver import archive
 from model_archiver.manifest import DEFAULT_HANDLER, Manifest, ManifestError
 from model_archiver.model_files import is_model_file
 
-_MAX_NAME = 128
+_MAX_VERSION = 128
 _RUNTIMES = ("python", "python2", "python3")
 _ITEM = re.compile(r"(?:([^/]*)=)?(.*)", re.DOTALL)  # [name=]location, whose path or query may have a "="
 
@@ -44,8 +45,11 @@ class Defaults:
 class MarRepository:
     """The model store: a folder of archives and model folders. `work_dir` receives what is extracted.
 
-    Archives at http(s) addresses come by `downloads`; without it there are none.
+    Archives at http(s) addresses come by `downloads`; without it there are none. Which versions are loaded is
+    up to the users: the store does not say.
     """
+
+    decides_versions = False
 
     def __init__(
         self, store: Path | None, work_dir: Path, defaults: Defaults, downloads: Downloads | None = None
@@ -175,6 +179,42 @@ class MarRepository:
                 found.append(LoadOptions(url=entry.name, at_startup=True))
         return found
 
+    def names(self) -> list[str]:
+        """Return what the models of the store are called by their files; empty without a store.
+
+        Raises:
+            LoadError: it cannot be read.
+        """
+        return list(self._urls())
+
+    def versions(
+        self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> list[ModelSpec]:
+        """Read the archive or folder that is called like this, as the only version.
+
+        Raises:
+            InvalidRequest: a configuration or files are given: archives have their own.
+            ServingError: as `read`.
+        """
+        if config is not None or files:
+            raise InvalidRequest("a model of the model store takes no other configuration or files")
+        url = self._urls().get(name)
+        if url is None:
+            raise ModelNotFound(not_found(name), name=name)
+        return [self.read(LoadOptions(url=url, name=name))]
+
+    def _urls(self) -> dict[str, str]:
+        try:
+            return {_stem(options.url): options.url for options in self.all()}
+        except ModelNotFound:  # there is no store
+            return {}
+        except ConfigError as error:
+            raise LoadError("cannot read the model store") from error
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return nothing that changes: what is loaded stays until a user says otherwise."""
+        return {}
+
     def _identity(self, options: LoadOptions, manifest: Manifest | None, source: Path) -> tuple[str, str]:
         stated = manifest.model if manifest else None
         name = options.name or (stated.name if stated else None)
@@ -182,7 +222,7 @@ class MarRepository:
             name = _derived_name(source)
         if not name:
             raise InvalidArchive("Model name is not defined.")
-        _check_name(name)
+        check_name(name)
         if manifest and manifest.runtime not in _RUNTIMES:
             raise InvalidArchive("Runtime is not defined or invalid.")
         bare = DEFAULT_HANDLER if stated and stated.model_files else None
@@ -233,22 +273,19 @@ def _refuse_model_file(source: Path) -> None:
 
 
 def _derived_name(source: Path) -> str:
-    stem = source.stem if source.suffix in (".mar", ".model") else source.name
-    return re.sub(r"\W|^_", "_", stem)
+    return re.sub(r"\W|^_", "_", _stem(source.name))
 
 
-def _check_name(name: str) -> None:
-    if len(name) > _MAX_NAME or "/" in name or not name.isprintable():
-        raise InvalidRequest(
-            f"a model's name has at most {_MAX_NAME} printable characters, none of them a '/'"
-        )
+def _stem(file: str) -> str:
+    return re.sub(r"\.(mar|model)\Z", "", file)
 
 
 def _check_version(version: str) -> None:
     # A path names it, and a label of each of its metrics.
-    if len(version) > _MAX_NAME or "/" in version or not version.isprintable() or version == "invoke":
+    if len(version) > _MAX_VERSION or "/" in version or not version.isprintable() or version == "invoke":
         raise InvalidRequest(
-            f"a version has at most {_MAX_NAME} printable characters, none of them a '/', and is not invoke"
+            f"a version has at most {_MAX_VERSION} printable characters, none of them a '/', "
+            "and is not invoke"
         )
 
 

@@ -8,9 +8,11 @@ from mms_lite.engine.engine import Engine
 from mms_lite.errors import ServingError
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
 from mms_lite.frontends.mms.answers import json_response, method_not_allowed, resource_not_found, spell
-from mms_lite.frontends.mms.description import api_description
+from mms_lite.frontends.mms.description import Described, api_description
 from mms_lite.frontends.mms.inference import Inference
 from mms_lite.frontends.mms.management import Management
+
+__all__ = ["Described", "MmsProtocol", "protocol"]
 
 Routes = Callable[[HttpRequest, list[str]], Awaitable[HttpResponse | None]]
 Authorise = Callable[[HttpRequest], None]
@@ -56,11 +58,13 @@ def protocol(
     management: Authorise | None = None,
     default_workers: int = 0,
     more: Sequence[Routes] = (),
+    others: Sequence[Described] = (),
 ) -> MmsProtocol:
     """Return the protocol of an address with these APIs; inference comes first, as in MMS.
 
     `management` is called for every management request and raises Unauthorized or Forbidden; None leaves the
     API out. `default_workers` is for registrations that name none. `more` routes are asked before ours.
+    `others` are protocols that share the address: the API description is the whole address's.
     """
     routes = [*more]
     if inference:
@@ -69,5 +73,5 @@ def protocol(
         routes.append(Management(engine, default_workers=default_workers, authorise=management).handle)
     if not (inference or management):
         return MmsProtocol(routes, resource_not_found())
-    described = api_description(inference=inference, management=management is not None)
+    described = api_description(inference=inference, management=management is not None, others=others)
     return MmsProtocol(routes, json_response(described))

@@ -6,14 +6,12 @@ The table of errors is here and nowhere else (MMS reference, section 3).
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, ModelNotReady, QueueFull, ServingError
-from mms_lite.frontends.message import HttpResponse
+from mms_lite.frontends.message import HttpResponse, retry_after_s
 from mms_lite.types import BYTES, InferResponse
 
-_LONGEST_RETRY_S = 60
 _quoted = json.JSONEncoder().encode
 
 # code of the error -> HTTP status and the type that MMS's clients know
@@ -22,6 +20,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "invalid_request": (400, "BadRequestException"),
     "bad_tensor": (400, "BadRequestException"),
     "unsupported_media": (415, "UnsupportedMediaTypeException"),
+    "unsupported": (501, "NotImplementedException"),
     "unauthorized": (401, "UnauthorizedException"),
     "forbidden": (403, "ForbiddenException"),
     "request_too_large": (413, "RequestEntityTooLargeException"),
@@ -82,7 +81,7 @@ def spell(error: ServingError, model: str = "") -> HttpResponse:
     if code == "unauthorized":
         response.headers = [*response.headers, ("WWW-Authenticate", "Bearer")]
     if error.retryable and status == 503:
-        response.headers = [*response.headers, ("Retry-After", str(_retry_after_s(error)))]
+        response.headers = [*response.headers, ("Retry-After", str(retry_after_s(error)))]
     return response
 
 
@@ -123,10 +122,3 @@ def _why(error: ServingError) -> str:
     details = error.details
     rate = f"{details.get('answered_per_s', 0):g}"
     return f"queue {details.get('depth', 0)}/{details.get('limit', 0)}, {rate} answered/s"
-
-
-def _retry_after_s(error: ServingError) -> int:
-    """Return when a queue that drains as fast as of late is empty, or 1 where nothing is known."""
-    rate = error.details.get("answered_per_s", 0)
-    depth = error.details.get("depth", 0)
-    return min(_LONGEST_RETRY_S, max(1, math.ceil(depth / rate))) if rate else 1

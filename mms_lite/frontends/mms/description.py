@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -198,8 +198,15 @@ _COMPONENTS: dict[str, _Json] = {
 }
 
 
-def api_description(*, inference: bool, management: bool) -> _Json:
-    """Return the document of an address that serves these APIs."""
+class Described(NamedTuple):
+    """What another protocol says of its routes: path items, and components by section."""
+
+    paths: _Json
+    components: Mapping[str, _Json]
+
+
+def api_description(*, inference: bool, management: bool, others: Sequence[Described] = ()) -> _Json:
+    """Return the document of an address that serves these APIs, and those of others."""
     summary = "Describe the APIs of this address."
     paths = {
         "/": {"options": _operation("apiDescription", summary, _ANY_DOCUMENT)},
@@ -212,7 +219,13 @@ def api_description(*, inference: bool, management: bool) -> _Json:
     }
     paths |= _inference_paths() if inference else {}
     paths |= _management_paths() if management else {}
-    return _document(info, paths, ["bearerAuth"] if management else [])
+    components = {section: dict(known) for section, known in _COMPONENTS.items()}
+    for other in others:
+        paths |= other.paths
+        for section, more in other.components.items():
+            components.setdefault(section, {}).update(more)
+    schemes = ["bearerAuth"] if management or others else []
+    return _document(info, paths, schemes, components)
 
 
 def model_description(spec: ModelSpec, version: str | None) -> _Json:
@@ -224,16 +237,18 @@ def model_description(spec: ModelSpec, version: str | None) -> _Json:
     return _document(info, {path: {"post": predict}})
 
 
-def _document(info: _Json, paths: _Json, schemes: Sequence[str] = ()) -> _Json:
+def _document(
+    info: _Json, paths: _Json, schemes: Sequence[str] = (), components: Mapping[str, _Json] = _COMPONENTS
+) -> _Json:
     """Return a document with those components that it refers to."""
     used: dict[str, _Json] = {}
     if schemes:
-        used["securitySchemes"] = {name: _COMPONENTS["securitySchemes"][name] for name in schemes}
+        used["securitySchemes"] = {name: components["securitySchemes"][name] for name in schemes}
     unread: list[_Json] = [paths]
     while unread:
         for section, name in _REFERENCE.findall(json.dumps(unread.pop())):
             if name not in used.setdefault(section, {}):
-                used[section][name] = _COMPONENTS[section][name]
+                used[section][name] = components[section][name]
                 unread.append(used[section][name])
     return {"openapi": "3.0.1", "info": info, "paths": paths, "components": used}
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import time
-
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import InvalidRequest, ServingError
-from mms_lite.frontends.message import HttpRequest, HttpResponse
+from mms_lite.frontends.message import HttpRequest, HttpResponse, deadline
 from mms_lite.frontends.mms.answers import json_response, model_response, spell
 from mms_lite.frontends.mms.body import read_parts
 from mms_lite.frontends.mms.description import model_description
 from mms_lite.types import InferRequest
-
-_NO_LIMIT_MS = 1e10  # four months: whoever says more means no limit
 
 
 class Inference:
@@ -64,11 +59,11 @@ class Inference:
             spec = self._engine.describe(name, version).spec
             return json_response(model_description(spec, version))
         try:
-            deadline = _deadline(request)
+            until = deadline(request)
             inputs = await read_parts(request, with_query=with_query)
             answer = await self._engine.infer(
                 InferRequest(
-                    request.id, name, version, inputs=inputs, headers=request.headers, deadline=deadline
+                    request.id, name, version, inputs=inputs, headers=request.headers, deadline=until
                 )
             )
         except ServingError as error:
@@ -78,21 +73,3 @@ class Inference:
             response = model_response(answer, self._max_response_size)
         self._engine.count(name, version, "mms", response.status)
         return response
-
-
-def _deadline(request: HttpRequest) -> float | None:
-    """Return when the client stops waiting, on the monotonic clock.
-
-    Raises:
-        InvalidRequest: its header is no positive number.
-    """
-    text = request.header("x-request-timeout-ms")
-    if text is None:
-        return None
-    try:
-        timeout_ms = float(text)
-    except ValueError:
-        timeout_ms = math.nan
-    if not 0 < timeout_ms < math.inf:
-        raise InvalidRequest(f"X-Request-Timeout-Ms is not a positive number: {text}")
-    return time.monotonic() + timeout_ms / 1000 if timeout_ms < _NO_LIMIT_MS else None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from mms_lite.errors import BackendMissing, InvalidArchive, LoadError
-from mms_lite.tensors import Array
+from mms_lite.errors import BackendMissing, BadTensor, InvalidArchive, LoadError, ServingError
+from mms_lite.tensors import Array, describe
 from mms_lite.types import TensorSpec
 
 _log = logging.getLogger("mms_lite.backend")
@@ -25,19 +25,60 @@ class BackendSettings:
     """What a backend opens: `files` are existing paths, the primary first; `device` None means the CPU.
 
     `inputs` and `outputs` are what the archive declares of them; `options` go to the framework as they are.
-    `model` and `version` name the model. `batch` says whether the rows of the first axis are independent;
-    None leaves it to be seen.
+    `model` and `version` name the model, `instance` is the number of its worker. `batch` says whether the
+    rows of the first axis are independent; None leaves it to be seen. `config` is what a Triton repository
+    says of the model (a ModelConfig as JSON), None for models from elsewhere.
     """
 
     files: tuple[Path, ...]
     model: str = "model"
     version: str = "1"
+    instance: int = 0
     threads: int = 1
     device: int | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batch: bool | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+
+
+class Request(dict[str, Array]):
+    """One client's request: its arrays by input, and what it says beside them.
+
+    `outputs` are the names of those that it wants, none for all. A plain mapping of arrays may stand for a
+    request that says nothing more.
+    """
+
+    __slots__ = ("id", "outputs", "parameters")
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        outputs: Sequence[str] | None = None,
+        id: str = "",
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(inputs)
+        self.outputs = tuple(dict.fromkeys(outputs or ()))
+        self.id = id
+        self.parameters = parameters or {}
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Array]) -> Request:
+        """Return the request that it is, or one that says nothing more."""
+        return inputs if isinstance(inputs, Request) else cls(inputs)
+
+
+class Answer(dict[str, Array]):
+    """The answer to one request: its arrays by output, and the parameters that go to the client."""
+
+    __slots__ = ("parameters",)
+
+    def __init__(self, outputs: Mapping[str, Array], *, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(outputs)
+        self.parameters = parameters or {}
 
 
 class Backend(Protocol):
@@ -61,6 +102,23 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of the model."""
+
+
+@runtime_checkable
+class RequestBackend(Protocol):
+    """What a backend also offers whose model takes the requests of a batch one by one and answers each.
+
+    Others get the arrays of all requests joined. `optional` are the inputs that a request need not have.
+    """
+
+    optional: Collection[str]
+
+    def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
+        """Answer checked requests, or say why one has no answer.
+
+        Raises:
+            ServingError: the model failed for all of them.
+        """
 
 
 # name -> module, class, the extra that installs its framework
@@ -112,6 +170,17 @@ def declared(found: Sequence[TensorSpec], stated: Sequence[TensorSpec], what: st
             )
     by_name = {spec.name: spec for spec in stated}
     return tuple(by_name.get(spec.name, spec) for spec in found)
+
+
+def refuse_empty(inputs: Mapping[str, Array], who: str) -> None:
+    """Refuse arrays without elements, for a framework that cannot take them.
+
+    Raises:
+        BadTensor: there is one.
+    """
+    for name, array in inputs.items():
+        if not array.size:
+            raise BadTensor(f"input {name!r} is empty, which {who} does not take: got {describe(array)}")
 
 
 def on_cpu(settings: BackendSettings, reason: str) -> BackendSettings:

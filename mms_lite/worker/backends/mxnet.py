@@ -15,7 +15,7 @@ from typing import Any
 from mms_lite.errors import BadTensor, InvalidArchive
 from mms_lite.tensors import DTYPES, Array, describe
 from mms_lite.types import TensorSpec
-from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends import BackendSettings, declared, on_cpu, refuse_empty
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.backends.mxnet_signature import (
     SIGNATURE,
@@ -115,6 +115,7 @@ class MxnetBackend:
         for name, array in inputs.items():
             if not array.ndim:
                 raise BadTensor(f"input {name!r} is a scalar, which MXNet does not take")
+        refuse_empty(inputs, "MXNet")
         try:
             given = {name: self._on_device(array) for name, array in inputs.items()}
             values = {**self._parameters, **given, **self._unused_labels(given)}

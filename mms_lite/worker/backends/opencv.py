@@ -16,7 +16,7 @@ import cv2
 from mms_lite.errors import BackendMissing, BadTensor, InvalidArchive
 from mms_lite.tensors import Array, describe
 from mms_lite.types import TensorSpec
-from mms_lite.worker.backends import BackendSettings, declared, on_cpu
+from mms_lite.worker.backends import BackendSettings, declared, on_cpu, refuse_empty
 from mms_lite.worker.backends.faults import raise_if_no_memory, reason
 from mms_lite.worker.backends.opencv_files import read_inputs, read_metadata
 
@@ -74,6 +74,7 @@ class OpenCvBackend:
             BadTensor: the net does not take the inputs.
             OutOfMemory: of the host or the device.
         """
+        refuse_empty(inputs, "OpenCV")
         try:
             for name, array in inputs.items():
                 self._net.setInput(cv2.Mat(array), name)  # a plain array of three axes would be an image

@@ -1,6 +1,6 @@
 """Python code: a model.py as the Triton Python backend takes it, with a class TritonPythonModel.
 
-It hides Triton's conventions: the configuration as JSON, requests and responses, and who states the tensors.
+It hides Triton's conventions: how the file is imported, what `execute` is given, and what its answers mean.
 """
 
 from __future__ import annotations
@@ -11,40 +11,67 @@ import inspect
 import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mms_lite.errors import BadTensor, HandlerError, InvalidArchive
-from mms_lite.tensors import DTYPES, Array
-from mms_lite.types import BYTES, TensorSpec
-from mms_lite.worker.backends import BackendSettings, declared
+from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, ServingError
+from mms_lite.tensors import Array
+from mms_lite.types import TensorSpec
+from mms_lite.worker import outputs as wanted_outputs
+from mms_lite.worker.backends import Answer, BackendSettings, Request, python_config
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
 
 _CLASS = "TritonPythonModel"
-_EXAMPLE = (
-    '{"backend": {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 3]}], '
-    '"outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 2]}]}}'
-)
+# What the server or another part of Triton's protocol reads of a request's parameters, not the model.
+_RESERVED = {
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+    "priority",
+    "timeout",
+    "headers",
+    "binary_data_output",
+}
+# The statuses with which Triton's front ends answer an error of a model: HTTP and gRPC.
+_STATUSES: dict[int, dict[str, Any]] = {
+    pb_utils.TritonError.UNKNOWN: {"status": 400, "grpc": "UNKNOWN"},
+    pb_utils.TritonError.NOT_FOUND: {"status": 404, "grpc": "NOT_FOUND"},
+    pb_utils.TritonError.UNAVAILABLE: {"status": 503, "grpc": "UNAVAILABLE"},
+    pb_utils.TritonError.UNSUPPORTED: {"status": 501, "grpc": "UNIMPLEMENTED"},
+    pb_utils.TritonError.ALREADY_EXISTS: {"status": 400, "grpc": "ALREADY_EXISTS"},
+    pb_utils.TritonError.CANCELLED: {"status": 400, "grpc": "CANCELLED"},
+}
 
 
 class PythonBackend:
-    """A TritonPythonModel: what `infer` gets is given to `execute` as one request.
+    """A TritonPythonModel: its `execute` is given the requests of a batch as they came, not joined.
 
-    Its tensors are those that the archive states, or that its `auto_complete_config` adds. Options become
-    the configuration's `parameters`. A TritonError in its response is raised: as BadTensor with the code
-    INVALID_ARG, else as HandlerError.
+    Its tensors are those that its configuration states, in a Triton repository, or that the archive states,
+    or that its `auto_complete_config` adds. Options become the configuration's `parameters`. A TritonError in
+    a response fails that request: as BadTensor with the code INVALID_ARG, else as HandlerError, whose details
+    hold the status (HTTP) and grpc that the code stands for. BF16 arrays are those of ml_dtypes.
     """
 
     def __init__(
-        self, model: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], most_rows: int
+        self,
+        model: Any,
+        config: Mapping[str, Any],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        instance: str,
     ) -> None:
-        self.inputs: Sequence[TensorSpec] = inputs
-        self.outputs: Sequence[TensorSpec] = outputs
+        self.inputs = inputs
+        self.outputs = outputs
         self.metadata: Mapping[str, str] = {}
+        self.optional: Collection[str] = {each["name"] for each in config["input"] if each.get("optional")}
         self._model = model
-        self._most_rows = most_rows
+        self._names = [spec.name for spec in outputs]
+        self._name = str(config["name"])
+        self._instance = instance
+        self._most_rows = int(config["max_batch_size"])
+        self._loop: asyncio.AbstractEventLoop | None = None  # of an `execute` that is a coroutine
 
     @classmethod
     def open(cls, settings: BackendSettings) -> PythonBackend:
@@ -56,64 +83,139 @@ class PythonBackend:
         """
         source = settings.files[0]
         sys.modules[pb_utils.__name__.rpartition(".")[2]] = pb_utils  # the name by which models import it
-        model_class = _model_class(_import(source), source)
-        config, complete = _config(source, settings), getattr(model_class, "auto_complete_config", None)
-        if complete is not None:
-            completed = complete(pb_utils.ModelConfig(json.dumps(config)))
-            if not isinstance(completed, pb_utils.ModelConfig):
-                raise InvalidArchive("auto_complete_config does not return the configuration that it gets")
-            config = completed.as_dict()
-        inputs = _specs(config, "input", settings.inputs)
-        outputs = _specs(config, "output", settings.outputs)
-        if not inputs or not outputs:
-            raise InvalidArchive(
-                f"{source.name} does not say what the model takes and gives: state it in the handler config, "
-                f"such as {_EXAMPLE}, or add it in {_CLASS}.auto_complete_config"
-            )
-        batched = config["max_batch_size"] > 0
-        config["input"] = [_triton(spec, batched) for spec in inputs]
-        config["output"] = [_triton(spec, batched) for spec in outputs]
+        pb_utils.enter_model_dir(str(source.parent))
+        model_class = _model_class(_import(source, in_repository=settings.config is not None), source)
+        config, inputs, outputs = python_config.read(source, settings, model_class)
         model = model_class()
         if hasattr(model, "initialize"):
-            model.initialize(_arguments(config, source, settings))
-        return cls(model, inputs, outputs, config["max_batch_size"])
+            model.initialize(python_config.arguments(config, source, settings))
+        return cls(model, config, inputs, outputs, python_config.instance(settings))
 
     def infer(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the model once; see `Backend`.
 
         Raises:
             BadTensor: the model answers so, or takes fewer rows.
-            HandlerError: the model answers with an error, or with nonsense.
+            HandlerError: the model answers with an error, without an output, or with nonsense.
         """
-        rows = max((len(array) for array in inputs.values() if array.ndim), default=0)
-        if 0 < self._most_rows < rows:
-            raise BadTensor(f"the model takes at most {self._most_rows} rows at once, got {rows}")
-        request = pb_utils.InferenceRequest(
-            inputs=[pb_utils.Tensor(name, array) for name, array in inputs.items()],
-            requested_output_names=outputs,
-        )
-        answer = self._model.execute([request])
-        if inspect.iscoroutine(answer):
-            answer = asyncio.run(answer)
-        found = {tensor.name(): tensor.as_numpy() for tensor in _response(answer).output_tensors()}
+        (answer,) = self.infer_requests([Request(inputs, outputs=outputs)])
+        if isinstance(answer, ServingError):
+            raise answer
         for name in outputs:
-            if name not in found:
-                gave = ", ".join(map(repr, found)) or "none"
-                raise HandlerError(f"the model's execute gave no output {name!r}; it gave: {gave}")
-        return {name: found[name] for name in outputs}
+            if name not in answer:
+                raise _no_output(name, answer)
+        return answer
+
+    def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
+        """Answer each request; as many go to `execute` together as the model takes rows.
+
+        Raises:
+            HandlerError: `execute` raised something, or returned no list of responses.
+        """
+        answers: list[Answer | ServingError | None] = [None] * len(requests)
+        fitting = []
+        for index, request in enumerate(requests):
+            if 0 < self._most_rows < _rows(request):
+                text = f"inference request batch-size must be <= {self._most_rows} for {self._name!r}"
+                answers[index] = BadTensor(text)
+            else:
+                fitting.append(index)
+        for together in self._batches(requests, fitting):
+            found = self._execute([requests[index] for index in together])
+            for index, answer in zip(together, found, strict=True):
+                answers[index] = answer
+        return [answer for answer in answers if answer is not None]
 
     def close(self) -> None:
         """Let the model finalize, and let go of it."""
         model, self._model = self._model, None
+        loop, self._loop = self._loop, None
         if hasattr(model, "finalize"):
             model.finalize()
+        if loop is not None:
+            loop.close()
+
+    def _batches(self, requests: Sequence[Request], places: Sequence[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        rows = 0
+        for place in places:
+            more = _rows(requests[place])
+            if batch and 0 < self._most_rows < rows + more:
+                yield batch
+                batch, rows = [], 0
+            batch.append(place)
+            rows += more
+        if batch:
+            yield batch
+
+    def _execute(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
+        try:
+            responses = self._model.execute([self._ask(request) for request in requests])
+            if inspect.iscoroutine(responses):
+                self._loop = self._loop or asyncio.new_event_loop()
+                responses = self._loop.run_until_complete(responses)
+        except MemoryError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise self._failure(f"{type(error).__name__}: {error}") from error
+        if not isinstance(responses, list):
+            raise self._failure(f"Expected a list in the execute return, found type '{type(responses)}'.")
+        if len(responses) != len(requests):
+            raise self._failure(
+                "Number of InferenceResponse objects do not match the number of InferenceRequest objects. "
+                f"InferenceRequest(s) size is:{len(requests)}, "
+                f"and InferenceResponse(s) size is:{len(responses)}"
+            )
+        return [self._answer(each, request) for each, request in zip(responses, requests, strict=True)]
+
+    def _ask(self, request: Request) -> pb_utils.InferenceRequest:
+        said = request.parameters
+        sequence, timeout = said.get("sequence_id", 0), said.get("timeout", 0)
+        flags = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START * bool(said.get("sequence_start"))
+        flags |= pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END * bool(said.get("sequence_end"))
+        return pb_utils.InferenceRequest(
+            inputs=[pb_utils.Tensor(name, array) for name, array in request.items()],
+            requested_output_names=request.outputs or self._names,
+            model_name=self._name,
+            request_id=request.id,
+            correlation_id=sequence if isinstance(sequence, int | str) else 0,
+            flags=flags,
+            timeout=timeout if isinstance(timeout, int) else 0,
+            parameters={key: value for key, value in said.items() if key not in _RESERVED},
+        )
+
+    def _answer(self, response: Any, request: Request) -> Answer | ServingError:
+        if not isinstance(response, pb_utils.InferenceResponse):
+            return self._failure(
+                "Expected an 'InferenceResponse' object in the execute function return list, "
+                f"found type '{type(response)}'."
+            )
+        error = response.error()
+        if error is not None:
+            return _fault(error)
+        found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        # As in Triton a model may leave an output out; one that it misnames is a mistake.
+        wanted = request.outputs or self._names
+        missing = [name for name in wanted if name not in found]
+        if missing and not found.keys() <= set(self._names):
+            return _no_output(missing[0], found)
+        picked = wanted_outputs.pick(found, wanted)
+        return Answer(picked, parameters=json.loads(response.parameters()))
+
+    def _failure(self, message: str) -> HandlerError:
+        return HandlerError(
+            f"Failed to process the request(s) for model '{self._instance}', message: {message}"
+        )
 
 
-def _import(source: Path) -> ModuleType:
-    """Import the file, whose folder's other modules it may import."""
-    folder = str(source.parent)
+def _import(source: Path, *, in_repository: bool) -> ModuleType:
+    """Import the file, which may import other modules of its folder, and of the model's in a repository."""
+    folder, model_folder = str(source.parent), str(source.parent.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    if in_repository and model_folder not in sys.path:
+        sys.path.append(model_folder)
     name = source.stem if source.stem not in sys.modules else f"python_backend_{source.stem}"
     spec = importlib.util.spec_from_file_location(name, source)
     if spec is None or spec.loader is None:
@@ -155,73 +257,16 @@ def _model_class(module: ModuleType, source: Path) -> Any:
     return found
 
 
-def _config(source: Path, settings: BackendSettings) -> dict[str, Any]:
-    """Return the model's configuration without its tensors (Triton, model_config.proto)."""
-    return {
-        "name": settings.model,
-        "platform": "",
-        "backend": "python",
-        "max_batch_size": 0,
-        "input": [],
-        "output": [],
-        "default_model_filename": source.name,
-        "model_transaction_policy": {"decoupled": False},
-        "parameters": {key: {"string_value": str(value)} for key, value in settings.options.items()},
-    }
+def _rows(request: Request) -> int:
+    return max((len(array) for array in request.values() if array.ndim), default=0)
 
 
-def _arguments(config: Mapping[str, Any], source: Path, settings: BackendSettings) -> dict[str, str]:
-    """Return what `initialize` gets (Triton Python backend, README, "initialize")."""
-    return {
-        "model_config": json.dumps(config),
-        "model_instance_kind": "CPU" if settings.device is None else "GPU",
-        "model_instance_name": f"{config['name']}_0_0",
-        "model_instance_device_id": str(settings.device or 0),
-        "model_repository": str(source.parent),
-        "model_version": settings.version,
-        "model_name": config["name"],
-    }
+def _no_output(name: str, found: Mapping[str, Array]) -> HandlerError:
+    gave = ", ".join(map(repr, found)) or "none"
+    return HandlerError(f"the model's execute gave no output {name!r}; it gave: {gave}")
 
 
-def _specs(config: Mapping[str, Any], side: str, stated: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Return one side's tensors: the model's own with those that the archive states in their place."""
-    batch = (-1,) if config["max_batch_size"] > 0 else ()
-    found = []
-    for each in config[side]:
-        name = str(each["data_type"]).removeprefix("TYPE_")
-        datatype = BYTES if name == "STRING" else name
-        if datatype not in DTYPES:
-            raise InvalidArchive(
-                f"the {side} {each['name']!r} has the data_type {each['data_type']!r}, "
-                f"which is none of {', '.join(pb_utils.TRITON_STRING_TO_NUMPY)}"
-            )
-        found.append(TensorSpec(str(each["name"]), datatype, (*batch, *each["dims"])))
-    return declared(found, stated, side) if found else stated
-
-
-def _triton(spec: TensorSpec, batched: bool) -> dict[str, Any]:
-    data_type = "TYPE_STRING" if spec.datatype == BYTES else f"TYPE_{spec.datatype}"
-    return {"name": spec.name, "data_type": data_type, "dims": list(spec.shape or (-1,))[batched:]}
-
-
-def _response(answer: Any) -> pb_utils.InferenceResponse:
-    """Return the one response that `execute` gave for one request.
-
-    Raises:
-        BadTensor: it is an error that blames the request.
-        HandlerError: it is another error, or there is none.
-    """
-    if not isinstance(answer, list):
-        raise HandlerError(f"the model's execute returned {type(answer).__name__}, not a list of responses")
-    if len(answer) != 1:
-        raise HandlerError(f"the model's execute returned {len(answer)} responses for 1 request")
-    response = answer[0]
-    if not isinstance(response, pb_utils.InferenceResponse):
-        raise HandlerError(
-            f"the model's execute returned a list of {type(response).__name__}, not of InferenceResponse"
-        )
-    error = response.error()
-    if error is not None:
-        fault = BadTensor if error.code() == pb_utils.TritonError.INVALID_ARG else HandlerError
-        raise fault(error.message())
-    return response
+def _fault(error: pb_utils.TritonError) -> ServingError:
+    if error.code() == pb_utils.TritonError.INVALID_ARG:
+        return BadTensor(error.message())
+    return HandlerError(error.message(), **_STATUSES.get(error.code(), {}))

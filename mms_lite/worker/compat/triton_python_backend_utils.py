@@ -1,6 +1,6 @@
 """triton_python_backend_utils: what models of the Triton Python backend import as pb_utils.
 
-Tensors, requests, responses and errors; calling other models, decoupled answers and metrics are not here yet,
+Tensors, requests, responses, errors and metrics; calling other models and decoupled answers are not here yet,
 and a model that uses them is told so. Source: github.com/triton-inference-server/python_backend, README.
 """
 
@@ -14,6 +14,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mms_lite.tensors import DTYPES
+from mms_lite.worker.compat.triton_metrics import MetricFamily
+
+__all__ = ["MetricFamily"]
 
 TRITON_STRING_TO_NUMPY: dict[str, Any] = {
     "TYPE_BOOL": bool,
@@ -32,12 +37,17 @@ TRITON_STRING_TO_NUMPY: dict[str, Any] = {
 }
 _TYPES = list(TRITON_STRING_TO_NUMPY.values())  # Triton numbers them from 1
 _STRING = len(_TYPES)
+if "BF16" in DTYPES:  # not in the table, as in Triton: numpy has no such type of its own
+    _TYPES.append(DTYPES["BF16"].type)
 _LENGTH = struct.Struct("<I")
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+TRITONSERVER_REQUEST_RELEASE_ALL = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 
+_model_dirs: list[str] = []  # the one of this worker's model
 _log = logging.getLogger("mms_lite.model")
 
 
@@ -147,21 +157,26 @@ class InferenceRequest:
         requested_output_names: Iterable[str],
         model_name: str = "",
         request_id: str = "",
+        correlation_id: int | str = 0,
+        flags: int = 0,
+        timeout: int = 0,
         parameters: Mapping[str, Any] | None = None,
-        **others: Any,
+        **_of_calls: Any,  # how another model would be called
     ) -> None:
         self._inputs = list(inputs)
-        self._requested = list(requested_output_names)
+        self._requested = set(requested_output_names)
         self._model_name = model_name
         self._request_id = request_id
+        self._correlation_id = correlation_id
+        self._flags = flags
+        self._timeout = timeout
         self._parameters = dict(parameters or {})
-        self._others = others
 
     def inputs(self) -> list[Tensor]:
         """Return the input tensors."""
         return self._inputs
 
-    def requested_output_names(self) -> list[str]:
+    def requested_output_names(self) -> set[str]:
         """Return the outputs that the client wants; a model need not compute others."""
         return self._requested
 
@@ -175,15 +190,19 @@ class InferenceRequest:
 
     def correlation_id(self) -> int | str:
         """Return the id of the sequence that the request belongs to, 0 for none."""
-        return self._others.get("correlation_id", 0)  # type: ignore[no-any-return]
+        return self._correlation_id
 
     def flags(self) -> int:
         """Return the request's TRITONSERVER_REQUEST_FLAG_* bits."""
-        return self._others.get("flags", 0)  # type: ignore[no-any-return]
+        return self._flags
+
+    def set_flags(self, flags: int) -> None:
+        """Set the request's TRITONSERVER_REQUEST_FLAG_* bits."""
+        self._flags = flags
 
     def timeout(self) -> int:
         """Return the request's time-out in microseconds, 0 for none."""
-        return self._others.get("timeout", 0)  # type: ignore[no-any-return]
+        return self._timeout
 
     def is_cancelled(self) -> bool:
         """Return False: requests that were cancelled are not given to models."""
@@ -218,6 +237,9 @@ class InferenceResponse:
         self._tensors = list(output_tensors)
         self._error = error
         self._parameters = dict(parameters or {})
+        for key, value in self._parameters.items():
+            if not isinstance(value, str | int | float):
+                raise TypeError(f"the parameter {key!r} of an InferenceResponse is no plain value: {value!r}")
 
     def output_tensors(self) -> list[Tensor]:
         """Return the output tensors."""
@@ -331,15 +353,6 @@ class Logger:
         _log.debug("%s", message)
 
 
-class MetricFamily:
-    """Metrics of a model's own, which are not supported yet."""
-
-    COUNTER, GAUGE, HISTOGRAM = range(3)
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        _later("a metric of a model's own (MetricFamily)")
-
-
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
     """Return a request's input of this name, or None."""
     return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)
@@ -365,6 +378,16 @@ def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) ->
     return bool(model_config.get("model_transaction_policy", {}).get("decoupled", False))
 
 
+def get_model_dir() -> str:
+    """Return the folder of the model's file; in a repository it is that of the version."""
+    return _model_dirs[-1]
+
+
+def enter_model_dir(folder: str) -> None:
+    """Say where the model's file is. For the backend, once: a worker has one model."""
+    _model_dirs[:] = [folder]
+
+
 def triton_string_to_numpy(triton_type_string: str) -> Any:
     """Return numpy's type for a name of Triton's, such as TYPE_FP32."""
     return TRITON_STRING_TO_NUMPY[triton_type_string]
@@ -372,7 +395,7 @@ def triton_string_to_numpy(triton_type_string: str) -> Any:
 
 def triton_to_numpy_type(data_type: int) -> Any:
     """Return numpy's type for a number of Triton's, None for one that it lacks."""
-    return _TYPES[data_type - 1] if 1 <= data_type <= _STRING else None
+    return _TYPES[data_type - 1] if 1 <= data_type <= len(_TYPES) else None
 
 
 def numpy_to_triton_type(data_type: Any) -> int | None:
@@ -387,7 +410,7 @@ def serialize_byte_tensor(input_tensor: NDArray[Any]) -> bytes:
     """Return the elements of an array of text or bytes, each after its length in 4 bytes."""
     joined = bytearray()
     for element in input_tensor.reshape(-1):
-        raw = bytes(element) if isinstance(element, bytes) else str(element).encode("utf-8")
+        raw = bytes(element) if isinstance(element, bytes | bytearray) else str(element).encode("utf-8")
         joined += _LENGTH.pack(len(raw)) + raw
     return bytes(joined)
 

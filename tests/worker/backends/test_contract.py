@@ -111,9 +111,12 @@ BAD: dict[str, tuple[Callable[[str], Inputs], list[str] | None, str]] = {
         None,
         r"no input 'more'; the model takes: {x} FP32 \[-1,3\]",
     ),
-    "output": (lambda x: {x: ROWS}, ["more"], r"no output 'more'; it has: {y}"),
+    "output": (
+        lambda x: {x: ROWS},
+        ["more"],
+        r"unexpected inference output 'more', allowed outputs are: {y}",
+    ),
     "NaN": (lambda x: {x: np.full((1, 3), np.nan, np.float32)}, None, r"input '{x}' .*NaN"),
-    "empty": (lambda x: {x: ROWS[:0]}, None, r"input '{x}' is empty: got FP32 \[0,3\]"),
 }
 
 
@@ -131,6 +134,19 @@ def test_a_bad_request_is_told_what_is_wrong_and_harms_no_other(
         assert isinstance(refused, BadTensor)
         assert answered[tiny.output].tolist() == answer(ROWS[:1]).tolist()
     assert predictor.infer(good)[tiny.output].tolist() == answer(ROWS[:1]).tolist()
+
+
+def test_no_rows_are_answered_with_none_where_the_framework_has_such_arrays(
+    tiny: TinyModel, predictor: Predictor
+) -> None:
+    if tiny.backend in ("opencv", "mxnet"):
+        with pytest.raises(
+            BadTensor, match=rf"input '{tiny.input}' is empty, which \w+ does not take: got FP32 \[0,3\]"
+        ):
+            predictor.infer({tiny.input: ROWS[:0]})
+    else:
+        assert predictor.infer({tiny.input: ROWS[:0]})[tiny.output].shape == (0, 2)
+    assert predictor.infer({tiny.input: ROWS})[tiny.output].tolist() == answer(ROWS).tolist()
 
 
 def test_what_the_predictor_lets_through_the_framework_refuses_and_goes_on(tiny: TinyModel) -> None:

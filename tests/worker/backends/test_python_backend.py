@@ -12,13 +12,15 @@ import pytest
 
 from mms_lite.errors import BadTensor, HandlerError, InvalidArchive
 from mms_lite.types import TensorSpec
-from mms_lite.worker.backends import BackendSettings
+from mms_lite.worker.backends import BackendSettings, Request
 from mms_lite.worker.backends.python import PythonBackend
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
 
+UTILS = "triton_python_backend_utils"
 X = TensorSpec("x", "FP32", (-1, 3))
 Y = TensorSpec("y", "FP32", (-1, 2))
 ROWS = np.ones((2, 3), np.float32)
+FAILED = r"Failed to process the request\(s\) for model 'model_0_0', message: "
 IMPORT = "import numpy as np\nimport triton_python_backend_utils as pb_utils\n\n"
 
 
@@ -29,7 +31,7 @@ def _no_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     known = set(sys.modules)
     yield
     for name in set(sys.modules) - known:
-        if name in {"model", "own_module", "triton_python_backend_utils"}:
+        if name in {"model", "own_module", "beside_the_file", "beside_the_versions", UTILS}:
             del sys.modules[name]
 
 
@@ -108,7 +110,7 @@ def test_a_model_may_state_its_own_tensors_with_their_batch_apart(open_model):
     assert list(model.inputs) == [TensorSpec("x", "FP32", (-1, 3))]
     assert list(model.outputs) == [TensorSpec("y", "BYTES", (-1, 1))]
     assert model.infer({"x": ROWS}, ["y"])["y"].tolist() == [["3.0"], ["3.0"]]
-    with pytest.raises(BadTensor, match="at most 4 rows at once, got 5"):
+    with pytest.raises(BadTensor, match=r"^inference request batch-size must be <= 4 for 'model'$"):
         model.infer({"x": np.ones((5, 3), np.float32)}, ["y"])
 
 
@@ -160,9 +162,18 @@ def test_modules_beside_the_models_file_can_be_imported(open_model, tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return None", "returned NoneType, not a list"),
-        ("return []", "returned 0 responses for 1 request"),
-        ("return [np.ones(2)]", "returned a list of ndarray, not of InferenceResponse"),
+        ("return None", f"^{FAILED}Expected a list in the execute return, found type '<class 'NoneType'>'.$"),
+        (
+            "return []",
+            f"^{FAILED}Number of InferenceResponse objects do not match the number of InferenceRequest "
+            r"objects. InferenceRequest\(s\) size is:1, and InferenceResponse\(s\) size is:0$",
+        ),
+        (
+            "return [np.ones(2)]",
+            f"^{FAILED}Expected an 'InferenceResponse' object .*<class 'numpy.ndarray'>'.$",
+        ),
+        ("raise ValueError('too dark')", f"^{FAILED}ValueError: too dark$"),
+        ("raise pb_utils.TritonModelException('too dark')", f"^{FAILED}TritonModelException: too dark$"),
         ("return [pb_utils.InferenceResponse([pb_utils.Tensor('z', np.ones(2))])]", "no output 'y'; .* 'z'"),
         ("return [pb_utils.InferenceResponse([], pb_utils.TritonError('too dark'))]", "^too dark$"),
     ],
@@ -172,12 +183,175 @@ def test_an_answer_that_is_none_is_the_models_fault(open_model, body, message):
         open_model(execute(body)).infer({"x": ROWS}, ["y"])
 
 
+IDENTIFYING = """class TritonPythonModel:
+    def initialize(self, args):
+        self.executed = []
+
+    def execute(self, requests):
+        self.executed.append(len(requests))
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+        if x.min() < 0:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError("negative"))
+        said = __import__("json").loads(request.parameters())
+        y = pb_utils.Tensor("y", x[:, :2] * len(x))
+        said |= {"id": request.request_id(), "sequence": request.correlation_id(), "flags": request.flags()}
+        return pb_utils.InferenceResponse([y], parameters={**said, "timeout": request.timeout()})
+"""
+
+
+def test_execute_is_given_the_requests_of_a_batch_as_they_came_and_answers_each(open_model):
+    model = open_model(IDENTIFYING)
+    parameters = {"top": 3, "sequence_id": "s", "sequence_start": True, "timeout": 500, "priority": 1}
+    first, failed, last = model.infer_requests(
+        [
+            Request({"x": ROWS}, outputs=["y"], id="first", parameters=parameters),
+            Request({"x": -ROWS}, outputs=["y"]),
+            Request({"x": ROWS[:1]}, outputs=["y"], parameters={"sequence_id": 7, "sequence_end": True}),
+        ]
+    )
+    assert model._model.executed == [3]
+    assert (first["y"].tolist(), last["y"].tolist()) == ([[2, 2], [2, 2]], [[1, 1]])
+    assert first.parameters == {"top": 3, "id": "first", "sequence": "s", "flags": 1, "timeout": 500}
+    assert last.parameters == {"id": "", "sequence": 7, "flags": 2, "timeout": 0}
+    assert (type(failed), failed.message) == (HandlerError, "negative")
+
+
+def test_no_more_rows_go_to_execute_together_than_the_model_takes(open_model):
+    text = IDENTIFYING + "    @staticmethod\n    def auto_complete_config(config):\n"
+    text += "        config.set_max_batch_size(4)\n        return config\n"
+    model = open_model(text, config={"max_batch_size": 4})
+    rows = [np.ones((count, 3), np.float32) for count in (2, 1, 2, 5, 4, 1)]
+    answers = model.infer_requests([Request({"x": x}, outputs=["y"]) for x in rows])
+    assert model._model.executed == [2, 1, 1, 1]
+    assert [len(each["y"]) if isinstance(each, dict) else each.message for each in answers] == [
+        *(2, 1, 2),
+        "inference request batch-size must be <= 4 for 'model'",
+        *(4, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "details"),
+    [
+        ("UNKNOWN", HandlerError, {"status": 400, "grpc": "UNKNOWN"}),
+        ("INTERNAL", HandlerError, {}),
+        ("NOT_FOUND", HandlerError, {"status": 404, "grpc": "NOT_FOUND"}),
+        ("INVALID_ARG", BadTensor, {}),
+        ("UNAVAILABLE", HandlerError, {"status": 503, "grpc": "UNAVAILABLE"}),
+        ("UNSUPPORTED", HandlerError, {"status": 501, "grpc": "UNIMPLEMENTED"}),
+        ("ALREADY_EXISTS", HandlerError, {"status": 400, "grpc": "ALREADY_EXISTS"}),
+        ("CANCELLED", HandlerError, {"status": 400, "grpc": "CANCELLED"}),
+    ],
+)
+def test_the_code_of_a_models_error_becomes_the_statuses_of_tritons_front_ends(
+    open_model, code, error, details
+):
+    body = (
+        f"return [pb_utils.InferenceResponse(error=pb_utils.TritonError('no', pb_utils.TritonError.{code}))]"
+    )
+    (found,) = open_model(execute(body)).infer_requests([Request({"x": ROWS}, outputs=["y"])])
+    assert (type(found), found.message, found.details) == (error, "no", details)
+
+
+def test_an_output_may_be_left_out_and_only_what_is_wanted_is_answered(open_model):
+    body = "return [pb_utils.InferenceResponse([pb_utils.Tensor(n, np.ones(2)) for n in ('w', 'z')])]"
+    more = [TensorSpec(name, "FP32", (-1,)) for name in ("w", "z")]
+    model = open_model(execute(body), outputs=(Y, *more))
+    (answer,) = model.infer_requests([Request({"x": ROWS}, outputs=["y", "z"])])
+    assert list(answer) == ["z"]
+    with pytest.raises(HandlerError, match="no output 'y'; it gave: 'z'"):
+        model.infer({"x": ROWS}, ["y", "z"])
+
+
+CONFIG = {
+    "name": "scaled",
+    "backend": "python",
+    "max_batch_size": 8,
+    "input": [
+        {"name": "x", "data_type": "TYPE_FP32", "dims": [3], "optional": False},
+        {"name": "factor", "data_type": "TYPE_BF16", "dims": [1], "optional": True},
+    ],
+    "output": [{"name": "y", "data_type": "TYPE_STRING", "dims": [-1], "label_filename": ""}],
+    "parameters": {"unit": {"string_value": "mm"}},
+}
+IN_REPOSITORY = """import beside_the_file
+import beside_the_versions
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.said = [args["model_repository"], args["model_version"], args["model_instance_name"]]
+        self.said += [args["model_config"], pb_utils.get_model_dir()]
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        factor = pb_utils.get_input_tensor_by_name(request, "factor")
+        said = self.said if factor is None else [str(factor.as_numpy().dtype), str(factor.triton_dtype())]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array(said))])
+"""
+
+
+def test_a_model_of_a_repository_gets_its_configuration_and_places(tmp_path):
+    folder = tmp_path / "scaled" / "3"
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(IMPORT + IN_REPOSITORY)
+    (folder / "beside_the_file.py").touch()
+    (folder.parent / "beside_the_versions.py").touch()
+    model = PythonBackend.open(
+        BackendSettings((folder / "model.py",), model="scaled", version="3", instance=2, config=CONFIG)
+    )
+    assert list(model.inputs) == [TensorSpec("x", "FP32", (-1, 3)), TensorSpec("factor", "BF16", (-1, 1))]
+    assert set(model.optional) == {"factor"}
+    said = model.infer({"x": ROWS}, ["y"])["y"].tolist()
+    assert json.loads(said.pop(3)) == {
+        **CONFIG,
+        "platform": "",
+        "default_model_filename": "model.py",
+        "model_transaction_policy": {"decoupled": False},
+    }
+    assert said == [str(folder.parent), "3", "scaled_0_2", str(folder)]
+    factor = np.ones((2, 1), pytest.importorskip("ml_dtypes", reason="has the type of BF16").bfloat16)
+    assert model.infer({"x": ROWS, "factor": factor}, ["y"])["y"].tolist() == ["bfloat16", "14"]
+
+
+def test_a_model_counts_with_metrics_of_its_own():
+    counter = pb_utils.MetricFamily("seen", "Photos seen", pb_utils.MetricFamily.COUNTER).Metric(
+        {"kind": "a"}
+    )
+    counter.increment(2)
+    counter.increment(0.5)
+    assert counter.value() == 2.5
+    gauge = pb_utils.MetricFamily("size", "Of the last", pb_utils.MetricFamily.GAUGE).Metric()
+    gauge.set(3)
+    gauge.increment(-1)
+    assert gauge.value() == 2
+    family = pb_utils.MetricFamily(name="ms", description="", kind=pb_utils.MetricFamily.HISTOGRAM)
+    times = family.Metric(buckets=[1, 10])
+    for value in (0.5, 1, 7, 70):
+        times.observe(value)
+    assert times.value() == [2, 3, 4]
+    for wrong in (
+        lambda: counter.increment(-1),
+        lambda: counter.set(1),
+        lambda: gauge.observe(1),
+        family.Metric,
+    ):
+        with pytest.raises(ValueError, match=r"metric|gauge|histogram"):
+            wrong()
+
+
 def test_execute_may_be_a_coroutine_and_sees_which_outputs_are_wanted(open_model):
     body = "names = requests[0].requested_output_names()\n"
     body += "return [pb_utils.InferenceResponse([pb_utils.Tensor(n, np.ones(2)) for n in names])]"
     text = execute(body).replace("def execute", "async def execute")
     model = open_model(text, outputs=(Y, TensorSpec("z", "FP32", (-1, 2))))
     assert list(model.infer({"x": ROWS}, ["z"])) == ["z"]
+    assert list(model.infer({"x": ROWS}, ["z"])) == ["z"]
+    model.close()
 
 
 def test_finalize_is_called_once_when_the_model_is_closed(open_model, tmp_path):
@@ -196,11 +370,10 @@ def test_finalize_is_called_once_when_the_model_is_closed(open_model, tmp_path):
         "pb_utils.InferenceRequest(model_name='m', requested_output_names=['y'], inputs=[]).exec()",
         "requests[0].get_response_sender()",
         "pb_utils.load_model('m')",
-        "pb_utils.MetricFamily(name='n', description='d', kind=pb_utils.MetricFamily.COUNTER)",
     ],
 )
 def test_what_is_not_supported_yet_says_so(open_model, use):
-    with pytest.raises(pb_utils.TritonModelException, match="is not supported by mms-lite yet"):
+    with pytest.raises(HandlerError, match=r"TritonModelException: .* is not supported by mms-lite yet$"):
         open_model(execute(use)).infer({"x": ROWS}, ["y"])
 
 
@@ -210,6 +383,8 @@ def test_a_decoupled_model_is_refused_when_it_is_loaded(open_model):
     )
     with pytest.raises(pb_utils.TritonModelException, match="decoupled mode is not supported"):
         open_model(text)
+    with pytest.raises(InvalidArchive, match="the model is decoupled"):
+        open_model(execute("return []"), config={"model_transaction_policy": {"decoupled": True}})
 
 
 def test_tensors_have_tritons_types():

@@ -318,6 +318,32 @@ def test_tensors_are_answered_with_tensors() -> None:
         assert message in outcome.error.message
 
 
+def test_tensors_are_answered_with_the_outputs_that_each_request_names() -> None:
+    model = adding()
+    served = serve(model)
+    tensors = [to_tensor("a", A), to_tensor("b", B)]
+    requests = [InferRequest(id="r", model="m", inputs=tensors, outputs=o) for o in (["same"], None, ["z"])]
+    outcomes: list[Outcome] = []
+    served.run([Item(n, None, each) for n, each in enumerate(requests)], lambda _: None, outcomes.extend)
+    one, every, refused = sorted(outcomes, key=lambda each: each.job_id)
+    assert [each.name for each in one.outputs] == ["same"]
+    assert [each.name for each in every.outputs] == ["sum", "same"]
+    assert refused.error is not None
+    assert refused.error.message == "unexpected inference output 'z', allowed outputs are: sum, same"
+    assert len(model.batches) == 1
+
+
+def test_bfloat16_is_written_as_the_float32_that_it_is() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="has the type of BF16").bfloat16
+    x, y = TensorSpec("x", "FP32", (-1, 3)), TensorSpec("y", "BF16", (-1, 3))
+    served = serve(Model([x], [y], lambda arrays: {"y": arrays["x"].astype(bfloat16)}))
+    assert answer(served, raw("[[1, 0.5, 3]]")) == {"y": [[1.0, 0.5, 3.0]]}
+    (outcome,) = run(served, [raw("[[1, 2, 3]]")], accept="application/x-npy")
+    assert np.load(io.BytesIO(outcome.outputs[0].data)).dtype == np.float32
+    (outcome,) = run(served, [to_tensor("x", X)])
+    assert outcome.outputs[0].datatype == "BF16"
+
+
 def test_the_handler_config_can_allow_casts_and_nan() -> None:
     wide = raw(npy(np.array([[1.0, 2.0, 0.1]])))
     assert answer(serve(doubling(), cast=True), wide) == {"y": [[2.0, 4.0, 0.2]]}

@@ -1,0 +1,391 @@
+"""What a Triton model repository means: folders of models with a config.pbtxt and numbered versions.
+
+All of it blocks: the engine calls it on a thread. Models are served from where they are; only files that a
+client sends are written, into folders of our own. What a configuration means is in `model_config`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mms_lite.engine.repository import Stamp, model_config, not_found
+from mms_lite.engine.repository.mar import Defaults
+from mms_lite.engine.repository.model_config import BACKENDS, ModelConfig, Values
+from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, VersionNotFound
+from mms_lite.types import LoadOptions, ModelSpec
+
+_CONFIG = "config.pbtxt"
+_VERSION = re.compile("[1-9][0-9]{0,17}")
+_HANDLER = "tensor"
+_THREADS = "intra_op_thread_count"  # the ONNX Runtime backend's parameter
+
+_log = logging.getLogger("mms_lite.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the versions of a model are: the folder of the model for each. They may be ours to delete."""
+
+    folders: Mapping[int, Path]
+    owned: bool = False
+
+    def discard(self, versions: Iterable[int]) -> None:
+        if self.owned:
+            for version in versions:
+                shutil.rmtree(self.folders[version], ignore_errors=True)
+
+
+class TritonRepository:
+    """A Triton model repository. `work_dir` receives the files that clients send with a load."""
+
+    decides_versions = True
+
+    def __init__(self, folder: Path, work_dir: Path, defaults: Defaults) -> None:
+        self._folder = folder
+        self._work_dir = work_dir
+        self._defaults = defaults
+        self._dealt = itertools.count()
+
+    def close(self) -> None:
+        """Do nothing: nothing that is read takes long."""
+
+    def discard(self, spec: ModelSpec) -> None:
+        """Delete the folder that was made for this load, if one was."""
+        if spec.owns_path:
+            shutil.rmtree(Path(spec.path).parent, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """Return the names of all models: the folders whose names do not begin with a dot.
+
+        Raises:
+            LoadError: the repository cannot be read.
+        """
+        with _reading("the model repository"):
+            entries = sorted(entry.name for entry in self._folder.iterdir() if entry.is_dir())
+        return [name for name in entries if not name.startswith(".")]
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Return sizes and times of change of a model's files; None if it is not there.
+
+        Raises:
+            LoadError: they cannot be read.
+        """
+        with _reading(f"the model '{name}'"):
+            folder = self._find(name)
+            if folder is None:
+                return None
+            shared = [entry for entry in folder.iterdir() if entry.is_file()]
+            stamp: dict[str, object] = {"": _states(shared)}
+            for version in _versions(folder):
+                stamp[str(version)] = _states(_files(folder / str(version)))
+        return stamp
+
+    def read(self, options: LoadOptions) -> ModelSpec:
+        """Read one version of a model by its url, `name` or `name/version`; without one, the highest.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there, or its policy does not serve this version.
+            InvalidRequest: another name is asked for than that of its folder.
+            LoadError: it cannot be used.
+        """
+        name, _, version = options.url.strip("/").partition("/")
+        if options.name not in (None, name):
+            raise InvalidRequest(f"a model of the repository has the name of its folder: {name}")
+        found = {spec.version: spec for spec in self.versions(name)}
+        wanted = options.version or version or list(found)[-1]
+        if wanted not in found:
+            raise VersionNotFound(f"Model not found: {name}, version {wanted}", name=name, version=wanted)
+        spec = found[wanted]
+        workers = spec.min_workers if options.workers is None else options.workers
+        timeout_s = options.response_timeout_s
+        return replace(
+            spec,
+            min_workers=workers,
+            max_workers=workers,
+            response_timeout_s=spec.response_timeout_s if timeout_s is None else timeout_s,
+            at_startup=options.at_startup,
+        )
+
+    def versions(
+        self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
+    ) -> list[ModelSpec]:
+        """Read the versions of a model that its policy serves, in ascending order.
+
+        `config`, a ModelConfig as JSON, is in place of config.pbtxt. `files`, by "<version>/<name>", are
+        in place of all files, and only with a `config`.
+
+        Raises:
+            ModelNotFound: it is not there.
+            InvalidRequest: the name of a file is none, or there is no `config` with them.
+            LoadError: it cannot be used.
+        """
+        if files:
+            if config is None:
+                raise InvalidRequest(
+                    f"failed to load '{name}', files are taken only together with a model configuration"
+                )
+            places = self._written(name, files)
+        else:
+            with _reading(f"the model '{name}'"):
+                folder = self._find(name)
+                if folder is None:
+                    raise ModelNotFound(not_found(name), name=name)
+                places = _Places(dict.fromkeys(_versions(folder), folder))
+                if config is None:
+                    stated = _read_config(name, folder)
+        try:
+            if config is not None:
+                stated = model_config.parse_json(name, config)
+            return self._specs(name, stated, places)
+        except BaseException:
+            places.discard(places.folders)
+            raise
+
+    def _find(self, name: str) -> Path | None:
+        """Return the folder of a model; None for names that no folder of the repository has."""
+        if not name or name.startswith(".") or "/" in name or "\0" in name:
+            return None
+        folder = self._folder / name
+        return folder if folder.is_dir() else None
+
+    def _written(self, name: str, files: Mapping[str, bytes]) -> _Places:
+        """Write what a client sends: each version gets a folder of its own, to be deleted with it."""
+        named = {_relative(file): content for file, content in files.items()}
+        versions = {file.parts[0] for file in named if len(file.parts) > 1}
+        folders: dict[int, Path] = {}
+        for version in filter(_VERSION.fullmatch, versions):
+            folders[int(version)] = Path(tempfile.mkdtemp(prefix=f"{name[:40]}-", dir=self._work_dir))
+        places = _Places(folders, owned=True)
+        try:
+            with _reading("the files of the request"):
+                for file, content in named.items():
+                    for number, folder in folders.items():
+                        if len(file.parts) == 1 or file.parts[0] == str(number):
+                            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                            (folder / file).write_bytes(content)
+        except BaseException:
+            places.discard(folders)
+            raise
+        return places
+
+    def _specs(self, name: str, stated: ModelConfig, places: _Places) -> list[ModelSpec]:
+        values = stated.values
+        present = {
+            entry for version, folder in places.folders.items() for entry in _entries(folder / str(version))
+        }
+        gpus = len(self._defaults.devices)
+        model_config.complete(values, name, present, gpus=gpus)
+        if stated.ignored:
+            _log.warning("Model %s: has no effect here: %s", name, ", ".join(stated.ignored))
+        served, missing = model_config.versions(values, places.folders)
+        for version in missing:
+            _log.error("Model %s: the policy names version %d, which is not there", name, version)
+        if not served:
+            raise LoadError(
+                f"at least one version must be available under the version policy of model '{name}'"
+            )
+        workers, devices = self._placement(name, values)
+        specs = [self._spec(values, version, places, workers=workers, devices=devices) for version in served]
+        places.discard(places.folders.keys() - served)
+        return specs
+
+    def _spec(
+        self,
+        values: Values,
+        version: int,
+        places: _Places,
+        *,
+        workers: int,
+        devices: tuple[int, ...],
+    ) -> ModelSpec:
+        folder, defaults = places.folders[version], self._defaults
+        batching = values.get("dynamic_batching") or {}
+        queue = batching.get("default_queue_policy") or {}
+        name = str(values["name"])
+        return ModelSpec(
+            name=name,
+            version=str(version),
+            path=os.path.abspath(folder / str(version)),
+            url=f"{name}/{version}",
+            handler=_HANDLER,
+            owns_path=places.owned,
+            batch_size=max(batching.get("preferred_batch_size", ()), default=1),
+            max_batch_delay_ms=round(batching.get("max_queue_delay_microseconds", 0) / 1000),
+            min_workers=workers,
+            max_workers=workers,
+            queue_size=queue.get("max_queue_size") or defaults.queue_size,
+            response_timeout_s=defaults.response_timeout_s,
+            load_timeout_s=defaults.load_timeout_s,
+            devices=devices,
+            isolate_failures=values["backend"] != "python",
+            manifest=_manifest(values, folder, version),
+            config=values,
+        )
+
+    def _placement(self, name: str, values: Values) -> tuple[int, tuple[int, ...]]:
+        """Return how many workers there are, and the GPUs that they are dealt in turn."""
+        have = self._defaults.devices
+        workers, devices = 0, []
+        for group in values["instance_group"]:
+            if group["kind"] == "KIND_GPU" and not have:
+                _log.warning("Model %s: instance group %s runs on CPUs: no GPU", name, group["name"])
+                group["kind"], group["gpus"] = "KIND_CPU", []
+            if group["kind"] == "KIND_CPU":
+                workers += group["count"]
+                continue
+            first = next(self._dealt) % max(1, len(have))  # many small models shall not share one
+            chosen = [gpu for gpu in group["gpus"] if gpu in have] or [*have[first:], *have[:first]]
+            workers += group["count"] * max(1, len(chosen))
+            devices += chosen
+        return workers, tuple(dict.fromkeys(devices))
+
+
+def startup_names(repository: TritonRepository, mode: str, load_models: str) -> list[str]:
+    """Return the names of the models to load at start: all, but in mode explicit only those of the list.
+
+    In the list, `*` and `ALL` stand for all models.
+
+    Raises:
+        LoadError: the repository cannot be read.
+    """
+    listed = [name.strip() for name in load_models.split(",") if name.strip()]
+    if mode != "explicit" or any(name in ("*", "ALL") for name in listed):
+        return repository.names()
+    return list(dict.fromkeys(listed))
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turn failures of the file system into errors that name no path."""
+    try:
+        yield
+    except OSError as error:
+        raise LoadError(f"cannot read {what}: {error.strerror or type(error).__name__}") from error
+
+
+def _read_config(name: str, folder: Path) -> ModelConfig:
+    try:
+        text = (folder / _CONFIG).read_bytes()
+    except FileNotFoundError:
+        return model_config.unstated()
+    return model_config.parse_text(name, text)
+
+
+def _versions(folder: Path) -> list[int]:
+    """Return the version folders: numbers that do not begin with 0; others are not Triton's."""
+    found = [entry for entry in folder.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()]
+    return sorted(int(entry.name) for entry in found)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without what Python makes of model.py when it is loaded."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        yield from (Path(parent, name) for name in names)
+
+
+def _states(files: Iterable[Path]) -> object:
+    states = []
+    for file in files:
+        with suppress(FileNotFoundError):  # gone since, or a link to nowhere
+            stat = file.stat()
+            states.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return tuple(sorted(states))
+
+
+def _relative(file: str) -> PurePosixPath:
+    """Return where a file that a client sends belongs below the model's folder.
+
+    Raises:
+        InvalidRequest: it belongs elsewhere.
+    """
+    path = PurePosixPath(file.removeprefix("file:"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or not str(path).isprintable():
+        raise InvalidRequest(f"{file[:80]!r} is not the name of a file in a model's folder")
+    return path
+
+
+def _manifest(values: Values, folder: Path, version: int) -> Mapping[str, Any]:
+    """Return what model-archiver would have written for this version."""
+    name, backend = values["name"], BACKENDS[values["backend"]]
+    settings: dict[str, Any] = {
+        "inputs": model_config.tensors(values, "input"),
+        "outputs": model_config.tensors(values, "output"),
+        "batch": values["max_batch_size"] > 0,
+        **_parameters(values, name),
+    }
+    model = {
+        "modelName": name,
+        "modelVersion": str(version),
+        "handler": _HANDLER,
+        "backend": backend.name,
+        "modelFiles": _model_files(values["default_model_filename"], folder / str(version), name),
+        "handlerConfig": {"backend": settings, "allow_nan": True},
+        "labelsByOutput": {
+            output["name"]: _labels(folder, output["label_filename"], name)
+            for output in values["output"]
+            if output["label_filename"]
+        },
+    }
+    return {"model": model}
+
+
+def _parameters(values: Values, name: str) -> dict[str, Any]:
+    """Return what the parameters mean to the backend; Python code gets them with its configuration."""
+    stated = {key: each["string_value"] for key, each in values["parameters"].items()}
+    if values["backend"] == "python":
+        return {}
+    if values["backend"] == "openvino":
+        return {"options": {key: value for key, value in stated.items() if key.isupper()}}
+    threads = stated.pop(_THREADS, "0") if values["backend"] == "onnxruntime" else "0"
+    if stated:
+        _log.warning("Model %s: parameters that have no effect here: %s", name, ", ".join(stated))
+    return {"threads": int(threads)} if threads.isdecimal() and int(threads) else {}
+
+
+def _model_files(file: str, folder: Path, name: str) -> list[str]:
+    """Return the model's file, and the weights of an OpenVINO model; a folder may hold the file.
+
+    Raises:
+        LoadError: it is not there.
+    """
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or not (folder / path).exists():
+        raise LoadError(f"unable to find '{file}' in version {folder.name} of model '{name}'")
+    if (folder / path / path.name).is_file():
+        path = path / path.name
+    weights = path.with_suffix(".bin")
+    if path.suffix == ".xml" and (folder / weights).is_file():
+        return [str(path), str(weights)]
+    return [str(path)]
+
+
+def _labels(folder: Path, file: str, name: str) -> list[str]:
+    """Return the labels of an output, one a line.
+
+    Raises:
+        LoadError: they cannot be read.
+    """
+    path = (folder / file).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise LoadError(f"the label_filename '{file}' of model '{name}' is not below its folder")
+    with _reading(f"the label_filename '{file}' of model '{name}'"):
+        text = path.read_bytes().decode("utf-8-sig", "replace")
+    return [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]

@@ -1,0 +1,263 @@
+"""KServe v2 over gRPC, with Triton's extensions: the methods of inference.GRPCInferenceService.
+
+They translate between messages and the service's JSON, whose field names are protobuf's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from google.protobuf import json_format
+
+from mms_lite import protos
+from mms_lite.errors import ModelNotFound, ServingError, Unsupported
+from mms_lite.frontends.call import Call, Stream, Unary
+from mms_lite.frontends.kserve import infer_messages
+from mms_lite.frontends.kserve.errors import grpc_status
+from mms_lite.frontends.kserve.infer_messages import Question, parameters, parse
+from mms_lite.frontends.kserve.service import KServeService
+from mms_lite.frontends.message import Buffer
+
+_PROTOCOL = "kserve-grpc"  # as requests are counted
+_MOST_OPEN = 64  # requests of a stream at a time: what comes then waits in the connection
+_MOST_OPEN_BYTES = 64 << 20  # of theirs together, but for one
+
+Json = dict[str, Any]
+_Method = Callable[[Any, Call], Awaitable[Json]]
+
+
+_LOG_FIELDS = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+
+
+class InferenceService:
+    """The service for an RPC server. What it needs of the engine it has from `service`."""
+
+    name = "inference.GRPCInferenceService"
+
+    def __init__(self, service: KServeService) -> None:
+        self._service = service
+        self.files: Sequence[bytes] = protos.files(self.name)
+        self.streams: dict[str, Stream] = {"ModelStreamInfer": self._model_stream_infer}
+        methods: dict[str, _Method] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._repository_index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "SystemSharedMemoryStatus": _region_status,
+            "SystemSharedMemoryRegister": _unsupported("shared memory of clients"),
+            "SystemSharedMemoryUnregister": _nothing,
+            "CudaSharedMemoryStatus": _region_status,
+            "CudaSharedMemoryRegister": _unsupported("shared memory of clients"),
+            "CudaSharedMemoryUnregister": _nothing,
+            "TraceSetting": self._trace_settings,
+            "LogSettings": self._log_settings,
+        }
+        self.unary: dict[str, Unary] = {name: _unary(name, method) for name, method in methods.items()}
+        self.unary["ModelInfer"] = self._model_infer
+
+    def spell(self, error: ServingError, method: str) -> tuple[str, str]:
+        """Return the status code and message of an error, as Triton has them."""
+        return grpc_status(error), error.message
+
+    async def _server_live(self, _: Any, call: Call) -> Json:
+        return {"live": self._service.live()}
+
+    async def _server_ready(self, _: Any, call: Call) -> Json:
+        return {"ready": self._service.ready()}
+
+    async def _model_ready(self, asked: Any, call: Call) -> Json:
+        try:
+            return {"ready": self._service.model_ready(asked.name, _version(asked))}
+        except ModelNotFound:
+            return {"ready": False}
+
+    async def _server_metadata(self, _: Any, call: Call) -> Json:
+        return self._service.server_metadata()
+
+    async def _model_metadata(self, asked: Any, call: Call) -> Json:
+        return self._service.model_metadata(asked.name, _version(asked))
+
+    async def _model_config(self, asked: Any, call: Call) -> Json:
+        return {"config": self._service.model_config(asked.name, _version(asked))}
+
+    async def _model_statistics(self, asked: Any, call: Call) -> Json:
+        return self._service.statistics(asked.name, _version(asked))
+
+    async def _repository_index(self, asked: Any, call: Call) -> Json:
+        _check_repository(asked)
+        return {"models": self._service.repository_index(only_ready=asked.ready)}
+
+    async def _load(self, asked: Any, call: Call) -> Json:
+        _check_repository(asked)
+        await self._service.load(asked.model_name, parameters(asked.parameters), call.as_http)
+        return {}
+
+    async def _unload(self, asked: Any, call: Call) -> Json:
+        _check_repository(asked)
+        await self._service.unload(asked.model_name, parameters(asked.parameters), call.as_http)
+        return {}
+
+    async def _trace_settings(self, asked: Any, call: Call) -> Json:
+        if asked.settings:
+            raise Unsupported("this server does not support tracing")
+        said = self._service.trace_settings()
+        return {"settings": {key: {"value": _listed(value)} for key, value in said.items()}}
+
+    async def _log_settings(self, asked: Any, call: Call) -> Json:
+        if asked.settings:
+            raise Unsupported("this server does not support changing what is logged")
+        said = self._service.log_settings()
+        return {"settings": {key: {_LOG_FIELDS[type(value)]: value} for key, value in said.items()}}
+
+    async def _model_infer(self, received: bytes, call: Call) -> bytes:
+        return b"".join(await self._answer(await infer_messages.read(received, call), call))
+
+    async def _model_stream_infer(
+        self, received: AsyncIterator[bytes], call: Call
+    ) -> AsyncGenerator[bytes, None]:
+        """Answer requests in their order, while up to `_MOST_OPEN` of them are on their way.
+
+        What one fails with is its answer; with the metadata `triton_grpc_error: true` it ends the stream.
+        """
+        ends = any(name.lower() == "triton_grpc_error" and text == "true" for name, text in call.metadata)
+        opened = _Opened()
+        reading = asyncio.create_task(self._open(received, call, opened))
+        try:
+            while (one := await opened.next()) is not None:
+                question, answer = one
+                try:
+                    yield b"".join(infer_messages.in_stream(await answer))
+                except ServingError as error:
+                    if ends:
+                        raise
+                    yield infer_messages.error_in_stream(error, question)
+                opened.close(question)
+            await reading
+        finally:
+            await _end([reading, *opened.answers()])
+
+    async def _open(self, received: AsyncIterator[bytes], call: Call, opened: _Opened) -> None:
+        """Read a stream's requests in order and begin to answer each; none that waits is lost on an error."""
+        try:
+            async for each in received:
+                question = await infer_messages.read(each, call)
+                await opened.add(question, asyncio.create_task(self._answer(question, call)))
+        finally:
+            opened.finish()
+
+    async def _answer(self, question: Question, call: Call) -> list[Buffer]:
+        """Return the pieces of the answer's message, once it is counted.
+
+        Raises:
+            ServingError: there is none.
+        """
+        count = self._service.engine.count
+        try:
+            if question.request is None:
+                raise question.error or ServingError("the request was not read")
+            response = await self._service.infer(question.request, question.wanted, call_id=call.id)
+        except ServingError as error:
+            count(question.model, question.version, _PROTOCOL, grpc_status(error))
+            raise
+        count(response.model, response.version, _PROTOCOL, "OK")
+        return infer_messages.write(response)
+
+
+_Open = tuple[Question, "asyncio.Task[list[Buffer]]"]
+
+
+class _Opened:
+    """The requests of a stream that are not answered yet, in order, and how many there may be."""
+
+    def __init__(self) -> None:
+        self._waiting: asyncio.Queue[_Open | None] = asyncio.Queue()
+        self._room = asyncio.Event()
+        self._count = self._bytes = 0
+        self._current: _Open | None = None
+
+    async def add(self, question: Question, answer: asyncio.Task[list[Buffer]]) -> None:
+        """Add a request; return once there is room for another."""
+        self._waiting.put_nowait((question, answer))
+        self._count += 1
+        self._bytes += question.size
+        while self._count >= _MOST_OPEN or self._bytes > _MOST_OPEN_BYTES:
+            self._room.clear()
+            await self._room.wait()
+
+    async def next(self) -> _Open | None:
+        """Return the request whose answer is due, None after the last."""
+        self._current = await self._waiting.get()
+        return self._current
+
+    def close(self, question: Question) -> None:
+        """Make room: it is answered."""
+        self._count -= 1
+        self._bytes -= question.size
+        self._room.set()
+
+    def finish(self) -> None:
+        """Let `next` return None after what is there."""
+        self._waiting.put_nowait(None)
+
+    def answers(self) -> list[asyncio.Task[list[Buffer]]]:
+        """Return what may still run."""
+        left = [] if self._current is None else [self._current]
+        while not self._waiting.empty():
+            one = self._waiting.get_nowait()
+            left += [] if one is None else [one]
+        return [answer for _, answer in left]
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unary(name: str, method: _Method) -> Unary:
+    request = protos.message(f"inference.{name}Request")
+    response = protos.message(f"inference.{name}Response")
+
+    async def answer(received: bytes, call: Call) -> bytes:
+        said = await method(parse(request, received), call)
+        return bytes(json_format.ParseDict(said, response()).SerializeToString())
+
+    return answer
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _unsupported(what: str) -> _Method:
+    async def refuse(_: Any, call: Call) -> Json:
+        raise Unsupported(f"this server does not support {what}")
+
+    return refuse
+
+
+async def _region_status(asked: Any, call: Call) -> Json:
+    if asked.name:
+        raise ModelNotFound(f"Unable to find shared memory region: '{asked.name}'")
+    return {"regions": {}}
+
+
+async def _nothing(asked: Any, call: Call) -> Json:
+    return {}
+
+
+def _version(asked: Any) -> str | None:
+    return None if asked.version in ("", "-1", "0") else str(asked.version)
+
+
+def _check_repository(asked: Any) -> None:
+    if asked.repository_name:
+        raise Unsupported("'repository_name' specification is not supported")

@@ -1,0 +1,352 @@
+"""gRPC: one listening address, its services, how it drains and stops. The only module that knows grpc.
+
+Messages pass through as bytes; what they mean is the services' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+import grpc
+
+from mms_lite.errors import ModelNotReady, Overloaded, ServingError
+from mms_lite.frontends.call import Call, RpcService, Stream, Unary
+from mms_lite.frontends.message import CLIENT_LEFT, Limits, random_id
+from mms_lite.frontends.rpc_services import about_the_server
+from mms_lite.logs import log_access
+
+if TYPE_CHECKING:
+    from mms_lite.frontends.listener import Access
+
+_CLOSE_S = 0.5  # for answers under way, and for streams that nobody ends
+_NO_LIMIT_S = 10 * 365 * 86400.0
+_MOST_TEXT_BYTES = 2048  # of an error: percent-encoded, what clients read of metadata is 8 KiB
+_FEWEST_MS_BETWEEN_PINGS = 1000
+# What the access log has of a code: the HTTP statuses of google/rpc/code.proto.
+_STATUSES = {
+    "CANCELLED": CLIENT_LEFT,
+    "INVALID_ARGUMENT": 400,
+    "DEADLINE_EXCEEDED": 504,
+    "NOT_FOUND": 404,
+    "ALREADY_EXISTS": 409,
+    "PERMISSION_DENIED": 403,
+    "UNAUTHENTICATED": 401,
+    "RESOURCE_EXHAUSTED": 429,
+    "FAILED_PRECONDITION": 400,
+    "ABORTED": 409,
+    "OUT_OF_RANGE": 400,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+}
+
+_Answer = TypeVar("_Answer")
+
+_STOPPING = "The server is stopping."
+
+_log = logging.getLogger("mms_lite.grpc")
+
+
+class GrpcListener:
+    """One listening address with services, besides them health checking and reflection.
+
+    `ready` says whether models can be asked: what health checking answers for the server and each service.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[RpcService],
+        limits: Limits,
+        *,
+        ready: Callable[[], bool],
+        access: Access = log_access,
+    ) -> None:
+        self.access = access
+        self.stopping = False
+        self.active = 0  # calls of the given services
+        self.held_bytes = 0  # of their messages
+        self.reading: set[asyncio.Future[Any]] = set()  # streams that wait for their clients
+        self._services = services
+        self._limits = limits
+        self._ready = ready
+        self._server: Any = None
+        self._stopped: asyncio.Future[None] | None = None  # gRPC's own end, under way
+        self._drained: asyncio.Future[None] | None = None
+
+    async def start(self, host: str, port: int, *, tls: tuple[bytes, bytes] | None = None) -> int:
+        """Listen on host and port (0: any free one) and return the bound port.
+
+        `tls` are a private key and its certificate with the chain, in PEM. The address 0.0.0.0 is to gRPC
+        every address of the machine, those of IPv6 too.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await _check_free(host, port)
+        return await self._start(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls)
+
+    async def start_unix(self, path: str) -> None:
+        """Listen on a Unix socket; a file that is in the way is the caller's to remove, ours goes with us.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        _check_no_file(path)
+        await self._start(f"unix:{path}", None)
+
+    async def _start(self, address: str, tls: tuple[bytes, bytes] | None) -> int:
+        server = grpc.aio.server(options=_options(self._limits))
+        server.add_generic_rpc_handlers(self._handlers())
+        try:
+            if tls is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+        except RuntimeError as error:
+            raise OSError(f"gRPC cannot listen on {address}") from error
+        await server.start()
+        self._server = server
+        return int(port)
+
+    def _handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Return what gRPC calls, for each service."""
+        own = about_the_server(self._services, self._serves)
+        # What only looks at the server does not hold up its end.
+        return [self._handler(service, counted=True) for service in self._services] + [
+            self._handler(service, counted=False) for service in own
+        ]
+
+    def _handler(self, service: RpcService, *, counted: bool) -> grpc.GenericRpcHandler:
+        handlers = {}
+        for name, unary in service.unary.items():
+            handlers[name] = _unary_handler(_Method(self, service, name, counted=counted), unary)
+        for name, stream in service.streams.items():
+            handlers[name] = _stream_handler(_Method(self, service, name, counted=counted), stream)
+        return grpc.method_handlers_generic_handler(service.name, handlers)
+
+    def _serves(self) -> bool:
+        return not self.stopping and self._ready()
+
+    async def drain(self, grace_s: float) -> None:
+        """Accept nothing more, read nothing more of streams, wait up to `grace_s` for what is open."""
+        if self._server is None:
+            return
+        if not self.stopping:
+            self.stopping = True
+            self._stopped = asyncio.ensure_future(self._server.stop(_NO_LIMIT_S))
+            for reading in self.reading:
+                reading.cancel()  # by which its stream ends
+        if self.active:
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._drained], timeout=grace_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Drain, then cancel what is left."""
+        await self.drain(grace_s)
+        if self._stopped is not None:
+            await self._server.stop(_CLOSE_S)
+            await self._stopped
+
+    def hold(self, size: int) -> int:
+        """Count a message of this size as held, and return the size.
+
+        Raises:
+            ServingError: all together would be too large, or the server is about to end.
+        """
+        if self.stopping:
+            raise ModelNotReady(_STOPPING)
+        if self.held_bytes + size > self._limits.max_bytes_in_flight:
+            raise Overloaded("The server holds as many bytes of requests as it may. Try again later.")
+        self.held_bytes += size
+        return size
+
+    def closed(self) -> None:
+        """Count a call as open no longer."""
+        self.active -= 1
+        if self._drained is not None and not self.active and not self._drained.done():
+            self._drained.set_result(None)
+
+
+class _Messages:
+    """The messages of a stream that a client sends; each is held until the next is asked for.
+
+    They end where the client ends them, or are `cut` when the server is about to end.
+    """
+
+    __slots__ = ("_context", "_held", "_listener", "cut")
+
+    def __init__(self, listener: GrpcListener, context: Any) -> None:
+        self.cut = False
+        self._listener = listener
+        self._context = context
+        self._held = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.release()
+        if self._listener.stopping:
+            self.cut = True
+            raise StopAsyncIteration
+        reading = asyncio.ensure_future(self._context.read())
+        self._listener.reading.add(reading)
+        try:
+            await asyncio.wait((reading,))
+        finally:
+            self._listener.reading.discard(reading)
+            reading.cancel()
+        self.cut = reading.cancelled()
+        if self.cut or reading.result() is grpc.aio.EOF:
+            raise StopAsyncIteration
+        received = bytes(reading.result())
+        self._held = self._listener.hold(len(received))
+        return received
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self._listener.held_bytes -= self._held
+        self._held = 0
+
+
+class _Method:
+    """A method as gRPC calls it: a call's accounts and its errors, whatever is done in it."""
+
+    __slots__ = ("_counted", "_name", "_path", "_service", "listener")
+
+    def __init__(self, listener: GrpcListener, service: RpcService, name: str, *, counted: bool) -> None:
+        self.listener = listener
+        self._service = service
+        self._name = name
+        self._path = f"/{service.name}/{name}"
+        self._counted = counted
+
+    async def serve(self, context: Any, size: int, work: Callable[[Call], Awaitable[_Answer]]) -> _Answer:
+        """Do the work of a call that began with a message of this size, and return what it returns."""
+        listener = self.listener
+        begin = time.monotonic()
+        call = _call(context, begin)
+        held, status = 0, CLIENT_LEFT
+        listener.active += self._counted
+        try:
+            held = listener.hold(size)
+            answer = await work(call)
+            status = 200
+            return answer
+        except Exception as error:
+            code, text = self._spell(error, call)
+            status = _STATUSES.get(code, 500)
+        finally:
+            listener.held_bytes -= held
+            if self._counted:
+                listener.closed()
+            end = time.monotonic()
+            if status == CLIENT_LEFT and call.deadline is not None and end >= call.deadline:
+                status = _STATUSES["DEADLINE_EXCEEDED"]
+            ms = int((end - begin) * 1000)
+            listener.access(call.peer, "POST", self._path, "HTTP/2.0", status, ms)
+        # Its id leads to what the log says.
+        await context.abort(grpc.StatusCode[code], _short(text), (("x-request-id", call.id),))
+        raise AssertionError("abort raises")
+
+    def _spell(self, error: Exception, call: Call) -> tuple[str, str]:
+        if not isinstance(error, ServingError):
+            _log.error("request %s: %s failed", call.id, self._path, exc_info=error)
+            error = ServingError("Internal server error.")
+        return self._service.spell(error, self._name)
+
+
+def _unary_handler(method: _Method, function: Unary) -> Any:
+    """Return a method with one request and one answer. Without serializers gRPC gives and takes bytes."""
+
+    async def answer(body: bytes, context: Any) -> bytes:
+        return await method.serve(context, len(body), partial(function, body))
+
+    return grpc.unary_unary_rpc_method_handler(answer)
+
+
+def _stream_handler(method: _Method, function: Stream) -> Any:
+    """Return a method with any number of requests and answers: on the wire one is no special case."""
+
+    async def converse(_messages: object, context: Any) -> None:
+        async def work(call: Call) -> None:
+            messages = _Messages(method.listener, context)
+            try:
+                answers = function(messages, call)
+                async with aclosing(answers):  # here and now: what a client has left is not to run on
+                    async for answer in answers:
+                        await context.write(answer)
+                if messages.cut:
+                    raise ModelNotReady(_STOPPING)
+            finally:
+                messages.release()
+
+        await method.serve(context, 0, work)
+
+    return grpc.stream_stream_rpc_method_handler(converse)
+
+
+def _call(context: Any, now: float) -> Call:
+    remaining_s = context.time_remaining()
+    return Call(
+        random_id(),
+        [pair for pair in context.invocation_metadata() if not pair[0].endswith("-bin")],
+        None if remaining_s is None else now + remaining_s,
+        _client_name(context.peer()),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _client_name(peer: str) -> str:
+    """Return host:port of `ipv4:127.0.0.1:80` and `ipv6:%5B::1%5D:80`; empty for a Unix socket."""
+    family, _, name = peer.partition(":")
+    return unquote(name) if family in ("ipv4", "ipv6") else ""
+
+
+def _short(text: str) -> str:
+    return text.encode("utf-8", "replace")[:_MOST_TEXT_BYTES].decode("utf-8", "ignore")
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # else a second server on the same port would take half of the calls
+        ("grpc.max_receive_message_length", limits.max_tensor_request_size),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _FEWEST_MS_BETWEEN_PINGS),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _check_no_file(path: str) -> None:
+    """Check that there is no file: gRPC would remove a socket, whoever listens.
+
+    Raises:
+        OSError: there is one.
+    """
+    if os.path.lexists(path):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+
+
+async def _check_free(host: str, port: int) -> None:
+    """Try to bind every address of the host: gRPC is content with one of them, and tells no reason.
+
+    Raises:
+        OSError: one cannot be bound.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(address)

@@ -1,0 +1,236 @@
+"""The TensorFlow Serving API over gRPC: PredictionService and ModelService, on serialized messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from mms_lite.engine.engine import Engine
+from mms_lite.errors import InvalidRequest, ServingError
+from mms_lite.frontends import tensor_calls
+from mms_lite.frontends.call import Call, RpcService, Stream, Unary
+from mms_lite.frontends.fields import lift
+from mms_lite.frontends.message import Buffer, HttpRequest, Limits
+from mms_lite.frontends.tfserving.service import (
+    DATATYPES,
+    SIGNATURE_NAME,
+    check_names,
+    check_outputs,
+    code_of,
+    message_of,
+    number_of,
+    statuses,
+    version_of,
+)
+from mms_lite.frontends.tfserving.tensor_proto import decode, encode
+from mms_lite.protos import files, message
+from mms_lite.types import BYTES, InferRequest, InferResponse, Tensor, TensorSpec
+
+_CONTENTS = (2, 2, 4)  # PredictRequest.inputs, its value, TensorProto.tensor_content
+_OUTPUTS, _MODEL_SPEC = 1, 2  # fields of PredictResponse
+_INLINE_BYTES = 1 << 20  # more of what is not simply passed on is read or written in a thread
+_STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
+_CODES = {"OK": 0, "UNKNOWN": 2}
+_SIGNATURES = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+
+
+class _Service:
+    """A service of this API: its name, its methods, and how it spells errors."""
+
+    def __init__(self, name: str, unary: Mapping[str, Unary]) -> None:
+        self.name = name
+        self.unary: dict[str, Unary] = dict(unary)
+        self.streams: dict[str, Stream] = {}
+        self.files: Sequence[bytes] = files(name)
+
+    def spell(self, error: ServingError, method: str) -> tuple[str, str]:
+        """Return the status code's name and the message for an error."""
+        return code_of(error), message_of(error)
+
+
+class Prediction:
+    """The methods of PredictionService. `most_bytes` bounds each input."""
+
+    def __init__(self, engine: Engine, *, most_bytes: int) -> None:
+        self._engine = engine
+        self._most_bytes = most_bytes
+
+    async def predict(self, serialized: bytes, call: Call) -> bytes:
+        """Answer a PredictRequest.
+
+        Raises:
+            ServingError: it cannot be read or does not fit, or the model cannot answer.
+        """
+        rest, lifted = lift(serialized, _CONTENTS)
+        request = _parsed("tensorflow.serving.PredictRequest", rest)
+        name, version = request.model_spec.name, None
+        try:
+            version = _version(self._engine, request.model_spec)
+            # What was lifted is passed on; the rest may be millions of single values.
+            if len(rest) > _INLINE_BYTES:
+                asked = await asyncio.to_thread(self._asked, request, version, lifted, call)
+            else:
+                asked = self._asked(request, version, lifted, call)
+            answer = await tensor_calls.infer(self._engine, asked)
+            response = await _answered(answer)
+        except ServingError as error:
+            self._engine.count(name, version, "tfserving-grpc", code_of(error))
+            raise
+        self._engine.count(name, answer.version, "tfserving-grpc", "OK")
+        return response
+
+    async def metadata(self, serialized: bytes, call: Call) -> bytes:
+        """Answer a GetModelMetadataRequest.
+
+        Raises:
+            ServingError: it asks for something else than the signature, or there is no such model.
+        """
+        request = _parsed("tensorflow.serving.GetModelMetadataRequest", serialized)
+        if not request.HasField("model_spec"):
+            raise InvalidRequest("model_spec missing in request")
+        if list(request.metadata_field) != ["signature_def"]:
+            raise InvalidRequest("Invalid signature name")
+        name = request.model_spec.name
+        version = _version(self._engine, request.model_spec)
+        spec, signature = tensor_calls.interface(self._engine, name, version)
+        signatures = message("tensorflow.serving.SignatureDefMap")()
+        described = signatures.signature_def[SIGNATURE_NAME]
+        _describe(described.inputs, signature.inputs)
+        _describe(described.outputs, signature.outputs)
+        response = message("tensorflow.serving.GetModelMetadataResponse")()
+        response.model_spec.name = name
+        response.model_spec.version.value = number_of(self._engine, name, spec.version)
+        packed = response.metadata["signature_def"]
+        packed.type_url, packed.value = _SIGNATURES, signatures.SerializeToString()
+        return _serialized(response)
+
+    def _asked(
+        self, request: Any, version: str | None, lifted: Sequence[memoryview], call: Call
+    ) -> InferRequest:
+        """Return the request for the engine.
+
+        Raises:
+            ServingError: there is no such model, or an input or output does not fit it.
+        """
+        name = request.model_spec.name
+        spec, signature = tensor_calls.interface(self._engine, name, version)
+        check_names(request.inputs, spec, signature)
+        specs = {each.name: each for each in signature.inputs} if signature.takes_tensors else {}
+        inputs = [
+            decode(key, proto, specs.get(key), lifted=lifted, most_bytes=self._most_bytes)
+            for key, proto in request.inputs.items()
+        ]
+        outputs = list(request.output_filter) or None
+        if outputs:
+            check_outputs(outputs, signature)
+        return InferRequest(
+            call.id, name, version, inputs, outputs, headers=call.metadata, deadline=call.deadline
+        )
+
+
+class Models:
+    """The methods of ModelService."""
+
+    def __init__(self, engine: Engine, authorise: Callable[[HttpRequest], None]) -> None:
+        self._engine = engine
+        self._authorise = authorise
+
+    async def status(self, serialized: bytes, call: Call) -> bytes:
+        """Answer a GetModelStatusRequest.
+
+        Raises:
+            ServingError: there is no such model or version.
+        """
+        request = _parsed("tensorflow.serving.GetModelStatusRequest", serialized)
+        response = message("tensorflow.serving.GetModelStatusResponse")()
+        for each in statuses(self._engine, request.model_spec.name, _number(request.model_spec)):
+            added = response.model_version_status.add(version=each.version, state=_STATES[each.state])
+            added.status.error_code = _CODES[each.error_code]
+            added.status.error_message = each.error_code
+        return _serialized(response)
+
+    async def reload(self, serialized: bytes, call: Call) -> bytes:
+        """Look for changes of the configuration; what a ReloadConfigRequest says is not looked at.
+
+        Raises:
+            ServingError: the caller may not, or what changed cannot be used.
+        """
+        self._authorise(call.as_http)
+        await self._engine.rescan()
+        response = message("tensorflow.serving.ReloadConfigResponse")()
+        response.status.error_code = _CODES["OK"]
+        return _serialized(response)
+
+
+def services(engine: Engine, authorise: Callable[[HttpRequest], None], limits: Limits) -> list[RpcService]:
+    """Return the services; `authorise` raises Unauthorized or Forbidden for who may not reload."""
+    prediction = Prediction(engine, most_bytes=limits.max_tensor_request_size)
+    models = Models(engine, authorise)
+    return [
+        _Service(
+            "tensorflow.serving.PredictionService",
+            {"Predict": prediction.predict, "GetModelMetadata": prediction.metadata},
+        ),
+        _Service(
+            "tensorflow.serving.ModelService",
+            {"GetModelStatus": models.status, "HandleReloadConfigRequest": models.reload},
+        ),
+    ]
+
+
+def _parsed(name: str, serialized: bytes) -> Any:
+    from google.protobuf.message import DecodeError
+
+    try:
+        return message(name).FromString(serialized)
+    except DecodeError as error:
+        raise InvalidRequest(f"The message is no {name}") from error
+
+
+def _serialized(response: Any) -> bytes:
+    done: bytes = response.SerializeToString()
+    return done
+
+
+def _number(model_spec: Any) -> int | None:
+    return model_spec.version.value if model_spec.HasField("version") else None
+
+
+def _version(engine: Engine, model_spec: Any) -> str | None:
+    return version_of(engine, model_spec.name, _number(model_spec))
+
+
+def _describe(tensors: Any, specs: Sequence[TensorSpec]) -> None:
+    """Fill a map of TensorInfo."""
+    for spec in specs:
+        described = tensors[spec.name]
+        described.name = spec.name
+        described.dtype = DATATYPES[spec.datatype][1]
+        described.tensor_shape.unknown_rank = spec.shape is None
+        for length in spec.shape or ():
+            described.tensor_shape.dim.add(size=length)
+
+
+async def _answered(answer: InferResponse) -> bytes:
+    texts = [each for each in answer.outputs if each.datatype == BYTES]
+    if sum(len(each.data) for each in texts) > _INLINE_BYTES:
+        return await asyncio.to_thread(_response, answer.model, answer.version, answer.outputs)
+    return _response(answer.model, answer.version, answer.outputs)
+
+
+def _response(model: str, version: str, outputs: Sequence[Tensor]) -> bytes:
+    pieces: list[Buffer] = encode(_OUTPUTS, outputs)
+    return b"".join([*pieces, _answering(model, version)])
+
+
+@lru_cache(maxsize=1024)
+def _answering(model: str, version: str) -> bytes:
+    """Return the part of a PredictResponse that says which model answered."""
+    response = message("tensorflow.serving.PredictResponse")()
+    response.model_spec.name = model
+    response.model_spec.signature_name = SIGNATURE_NAME
+    if version.isdecimal():
+        response.model_spec.version.value = int(version)
+    return _serialized(response)
