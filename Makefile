@@ -75,7 +75,7 @@ compat: $(STAMP)
 protos: $(PROTOC)/.installed
 	$(PROTOC)/bin/python scripts/protos.py
 
-# This server beside others, in turns on this machine (docs/performance.md). Needs ab and Java 17.
+# This server beside others, in turns on this machine (docs/performance.md). Needs ab, h2load and Java 17.
 REPEAT ?= 5
 SIDE_BY_SIDE := $(BIN)/python benchmarks/side_by_side
 
@@ -91,6 +91,7 @@ bench-all: $(STAMP)
 	    TORCH='$(TORCH)' $(SIDE_BY_SIDE)/bench.py $$each --servers $(SERVERS) --repeat $(REPEAT) \
 	        --out benchmarks/results/$$each.json || exit 1; \
 	done
+	$(SIDE_BY_SIDE)/bench.py W6 --servers mms-lite mlserver kserve triton aiohttp grpcio --repeat $(REPEAT) --out benchmarks/results/W6.json
 	$(SIDE_BY_SIDE)/tables.py benchmarks/results/*.json
 
 # Where a request's microseconds go, by part of the server; written into docs/performance.md. A minute.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mms_lite.errors import InvalidRequest, ServingError, from_wire
-from mms_lite.shared import SharedBytes
+from mms_lite.shared import LEAST_BYTES, Arena, SharedBytes
 from mms_lite.transport import Buffer, Frame, ProtocolError
 from mms_lite.types import InferRequest, Signature, Tensor, TensorSpec
 
@@ -132,6 +132,30 @@ def _tensors(strings: list[str], shapes: list[tuple[int, ...]], buffers: Sequenc
 
 def _pairs(flat: list[str]) -> list[tuple[str, str]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def share(request: InferRequest, arena: Arena) -> InferRequest:
+    """Return the request with its large tensors in shared memory, as far as there is room.
+
+    They are there, too, that came through a reader of HTTP or gRPC which does not receive into it.
+    """
+    places: dict[int, SharedBytes] = {}
+    for index, tensor in enumerate(request.inputs):
+        data = tensor.data
+        if type(data) is SharedBytes or len(data) < LEAST_BYTES:
+            continue
+        view = memoryview(data).cast("B")
+        place = arena.take(len(view))
+        if place is not None:
+            place.view[:] = view
+            places[index] = place
+    if not places:
+        return request
+    inputs = [
+        replace(tensor, data=places[index]) if index in places else tensor
+        for index, tensor in enumerate(request.inputs)
+    ]
+    return replace(request, inputs=inputs)
 
 
 def encode_item(

@@ -344,3 +344,21 @@ def test_parts_of_a_body_in_shared_memory_cross_as_references(arena: Arena) -> N
     for sent, came in zip(tensors, item.request.inputs, strict=True):
         expected = sent.data.view if isinstance(sent.data, SharedBytes) else sent.data
         assert bytes(came.data) == bytes(expected)
+
+
+def test_large_tensors_are_moved_into_shared_memory_as_far_as_there_is_room(arena: Arena) -> None:
+    there = arena.take(50_000)
+    assert there is not None
+    tensors = [
+        Tensor("small", "UINT8", (100,), bytes(100)),
+        Tensor("view", "UINT8", (200_000,), memoryview(bytes(range(200)) * 1000)),
+        Tensor("there", "UINT8", (50_000,), there),
+        Tensor("huge", "UINT8", (1 << 20,), bytearray(1 << 20)),  # over a sixteenth of the memory
+    ]
+    request = InferRequest("i", "m", inputs=tensors)
+    shared = wire.share(request, arena)
+    assert [type(each.data) is SharedBytes for each in shared.inputs] == [False, True, True, False]
+    assert bytes(shared.inputs[1].data.view) == bytes(range(200)) * 1000
+    assert shared.inputs[2].data is there
+    assert wire.share(shared, arena) is shared
+    assert type(request.inputs[1].data) is memoryview

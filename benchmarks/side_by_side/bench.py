@@ -3,7 +3,8 @@
     python benchmarks/side_by_side/bench.py W0 --servers mms-lite mms mosec --repeat 5 --out FILE.json
 
 W0 a model that costs nothing, W1 and W2 ResNet-50, W3 memory and start, W4 overload, W5 a worker is killed,
-"open" latency below capacity. tables.py writes the results into docs/performance.md.
+W6 tensors in the open protocols, "open" latency below capacity. tables.py writes the
+results into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import crash
+import identity
 import latency
 import memory
 import models
@@ -35,6 +37,7 @@ WORKLOADS: dict[str, ModuleType] = {
     "W3": memory,
     "W4": overload,
     "W5": crash,
+    "W6": identity,
     "open": latency,
 }
 _LIMIT_S = 6 * 3600
@@ -46,18 +49,18 @@ def measure(workload: str, servers: Sequence[str], options: argparse.Namespace) 
     """Yield a workload's records."""
     module = WORKLOADS[workload]
     more: dict[str, Any] = {}
-    if module is noop:
+    if module in (noop, identity):
         more = {"cells": options.cells}
     elif module is models:
         more = {"workloads": [each for each in models.WORKLOADS if each.name == workload]}
     yield from module.measure(servers, options.repeat, options.seconds, **more)
 
 
-def startable(servers: Sequence[str]) -> Iterator[tuple[str, str]]:
+def startable(servers: Sequence[str], job: Job) -> Iterator[tuple[str, str]]:
     """Yield each server with an empty text, or with what keeps it from being installed and started here."""
     for name in servers:
         try:
-            with running(PEERS[name], Job()):
+            with running(PEERS[name], job):
                 yield name, ""
         except FAILURES as error:
             yield name, f"{error}"[:500]
@@ -77,16 +80,18 @@ def _ended(number: int, _frame: object) -> None:
 
 def _measured(options: argparse.Namespace, results: Results) -> None:
     """Measure what was asked for; a server that does not start here is told of in each workload."""
-    stopped = {name: why for name, why in startable(options.servers) if why}
-    servers = [name for name in options.servers if name not in stopped]
-    for workload in options.workloads:
+    jobs = {workload: identity.JOB if workload == "W6" else Job() for workload in options.workloads}
+    found = {job: dict(startable(options.servers, job)) for job in set(jobs.values())}
+    for workload, job in jobs.items():
+        stopped = {name: why for name, why in found[job].items() if why}
+        servers = [name for name in options.servers if name not in stopped]
         for name, why in stopped.items():
             results.records.append({"workload": workload, "server": name, "error": why})
         for record in measure(workload, servers, options) if servers else ():
             results.records.append(record)
             _show(record)
-    for name, why in stopped.items():
-        print(f"{name} was not measured: {why}", file=sys.stderr)
+        for name, why in stopped.items():
+            print(f"{workload}: {name} was not measured: {why}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--servers", nargs="+", choices=list(PEERS), default=["mms-lite", "mms", "mosec"])
     parser.add_argument("--repeat", type=int, default=5, help="repetitions of everything (default: 5)")
     parser.add_argument("--seconds", type=float, help="of each load (default: the workload's own)")
-    parser.add_argument("--cells", default="*", metavar="PATTERN", help="cells of W0 with such names only")
+    parser.add_argument(
+        "--cells", default="*", metavar="PATTERN", help="cells of W0, W6 with such names only"
+    )
     parser.add_argument("--limit", type=int, default=_LIMIT_S, metavar="S", help="end after so long")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)

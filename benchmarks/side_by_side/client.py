@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from wire import CUT, HEAD_END, UNANSWERED, Connection, Outcome, Wire
+from wire import CUT, GARBLED, HEAD_END, UNANSWERED, Connection, Outcome, Wire
 
 T = TypeVar("T")
 LOOK_S = 0.05  # how often an end, or a request beyond its patience, is looked for
@@ -66,6 +66,7 @@ class Load:
     pause_ms: float = 0.0  # after any answer but 200
     patience_s: float = 60.0  # then the connection is closed and the request counts as unanswered
     grace_s: float = 0.0  # at the end, for what is on its way; 0: it is cut off
+    answer_bytes: int = 0  # that a right answer's body has; 0: any number
     first_after_s: float = 0.0  # then, with all connections closed, one asks until there is a 200
 
 
@@ -124,6 +125,9 @@ class ClosedLoop:
                 self._wire.give_up(connection, UNANSWERED)
 
     def _settled(self, connection: Connection, outcome: Outcome) -> None:
+        expected = self._load.answer_bytes
+        if expected and outcome.status == 200 and connection.reader.body_bytes != expected:
+            outcome = outcome._replace(status=GARBLED)
         self.outcomes.append(outcome)
         if outcome.answered >= self._end:
             return

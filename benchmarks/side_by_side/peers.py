@@ -12,13 +12,15 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+import identity_recipes
 import processes
+import protocols
 import recipes
 from environments import CannotCompareError, install, java_version
 from recipes import Job, Launch
@@ -51,16 +53,20 @@ FAILURES = (
 """What one server's run may end with; the others' go on."""
 
 
+Recipe = Callable[[Job, Path, Path], Launch]
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to compare; `package` is empty for this project's own."""
+    """A server to compare; `package` is empty for what runs in this project's own environment."""
 
     name: str
     package: str
     version: str
-    launch: Callable[[Job, Path, Path], Launch]
+    launch: Recipe | None  # None: it has none for bodies of its own choice
     more: tuple[tuple[str, ...], ...] = ()
     works: tuple[str, ...] = ("noop", "onnx")
+    speak: Recipe | None = None  # for the work "identity", in the open protocols
     java: bool = False
     bounded: bool = True  # its queue has a limit
 
@@ -70,13 +76,23 @@ class Peer:
         Raises:
             CannotCompareError: that is not possible on this machine.
         """
-        if work not in self.works:
-            raise CannotCompareError(f"{self.name} is not measured with {work}")
+        self.recipe(work)
         if self.java:
             java_version()
         if not self.package:
             return recipes.own_programs()
         return install(self.package, self.version, *self.more, *_libraries(work))
+
+    def recipe(self, work: str) -> Recipe:
+        """Return what starts it for a work.
+
+        Raises:
+            CannotCompareError: it is not measured with this.
+        """
+        found = self.speak if work == "identity" else self.launch if work in self.works else None
+        if found is None:
+            raise CannotCompareError(f"{self.name} is not measured with {work}")
+        return found
 
 
 def _libraries(work: str) -> Iterator[tuple[str, ...]]:
@@ -90,6 +106,14 @@ def _libraries(work: str) -> Iterator[tuple[str, ...]]:
         yield (f"onnxruntime=={version('onnxruntime')}",)  # with whatever numpy the server has
 
 
+def _here(package: str) -> str:
+    """Return the version that this project's own environment has, or what says that it has none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 _ALL = ("noop", "mxnet", "onnx")
 _FOR_TORCHSERVE = (
     (os.environ.get("TORCH", "torch==2.13.0"),),
@@ -98,13 +122,33 @@ _FOR_TORCHSERVE = (
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("mms-lite", "", version("mms-lite"), recipes.mms_lite, works=_ALL),
+        Peer(
+            "mms-lite",
+            "",
+            version("mms-lite"),
+            recipes.mms_lite,
+            works=_ALL,
+            speak=identity_recipes.mms_lite,
+        ),
         Peer("mms", "multi-model-server", "1.1.11", recipes.multi_model_server, works=_ALL, java=True),
         Peer("mosec", "mosec", "0.9.8", recipes.mosec, works=_ALL),
         Peer("torchserve", "torchserve", "0.12.0", recipes.torchserve, _FOR_TORCHSERVE, java=True),
         Peer("litserve", "litserve", "0.2.19", recipes.litserve, works=_ALL, bounded=False),
-        # Its workers ask for an event loop that newer ones of uvloop do not make for them.
-        Peer("mlserver", "mlserver", "1.7.1", recipes.mlserver, (("uvloop<0.22",),), bounded=False),
+        Peer(
+            "mlserver",
+            "mlserver",
+            "1.7.1",
+            recipes.mlserver,
+            (("uvloop<0.22",),),  # its workers ask for an event loop that newer ones do not make for them
+            bounded=False,
+            speak=identity_recipes.mlserver,
+        ),
+        Peer("kserve", "kserve", "0.21.0", None, speak=identity_recipes.kserve),
+        # Its wheel has the server, and a backend for each Python, without the models' frameworks.
+        Peer("triton", "nvidia-pytriton", "0.7.0", None, speak=identity_recipes.triton),
+        # No model servers: an echo on the library alone.
+        Peer("aiohttp", "", _here("aiohttp"), None, speak=identity_recipes.aiohttp),
+        Peer("grpcio", "", _here("grpcio"), None, speak=identity_recipes.grpcio),
     )
 }
 
@@ -121,7 +165,9 @@ class Server:
         self.headers: Mapping[str, str] = launch.headers
         self.encode = launch.encode
         self.decode: Callable[[bytes], Any] = launch.decode  # the text of an answer -> what the work returned
+        self.doors = launch.doors
         self.first_answer_s = 0.0
+        self._missed = ""  # the door that was not answered rightly when it was last asked
         self._launch = launch
         self._folder = folder
         self._marker = uuid.uuid4().hex
@@ -177,6 +223,7 @@ class Server:
             if ended or time.monotonic() > until:
                 printed = self.last_lines()
                 last = printed.rpartition("\n")[2] or "nothing"
+                wrong += self._missed
                 raise NotStartedError(f"{self.peer.name} {wrong}; it printed last: {last}\n{printed}")
             time.sleep(_STEP_S)
 
@@ -184,11 +231,23 @@ class Server:
         if (port := self._launch.port()) is None:
             return False
         self.port = port
+        if self.doors:
+            return self._doors_answer()
         body = _probe(self.job.work)
         with suppress(OSError, http.client.HTTPException):
             status, text = self.ask(body)
             return status == 200 and self.is_right(body, text)
         return False
+
+    def _doors_answer(self) -> bool:
+        probe = bytes(_TENSOR_BYTES)
+        for name, door in self.doors.items():
+            try:
+                protocols.check(protocols.PROTOCOLS[name], door, probe)
+            except (OSError, http.client.HTTPException, protocols.WrongAnswerError) as error:
+                self._missed = f" over {name} ({error})"
+                return False
+        return True
 
     def _all_loaded(self) -> bool:
         return sum(each.role == "worker" for each in self.processes()) >= self.job.workers
@@ -200,7 +259,8 @@ class Server:
             for key, value in os.environ.items()
             if not key.startswith(_SETTINGS) or key == "MMS_LITE_CACHE"  # where the models are
         }
-        programs = Path(self._launch.command[0]).parent  # Java servers run the `python` of the path
+        # Java servers run the `python` of the path, Triton's backend takes what that one has.
+        programs = self._launch.programs or Path(self._launch.command[0]).parent
         return {
             **kept,
             **self.job.environment(self._folder, self._launch.port() or 0),
@@ -257,7 +317,7 @@ def running(peer: Peer, job: Job) -> Iterator[Server]:
         folder = Path(name).resolve()
         for each in ("tmp", "workers"):
             (folder / each).mkdir()
-        server = Server(peer, job, peer.launch(job, folder, programs), folder)
+        server = Server(peer, job, peer.recipe(job.work)(job, folder, programs), folder)
         try:
             server.start()
             yield server

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from environments import CannotCompareError, free_ports
+from protocols import Door
 
 HERE = Path(__file__).resolve().parent
 SERVERS = HERE / "servers"
@@ -34,7 +35,7 @@ _STEP_S = 0.05
 class Job:
     """What a server is to serve, and with how much."""
 
-    work: str = "noop"  # "mxnet", "onnx"
+    work: str = "noop"  # "mxnet", "onnx", "identity"
     sleep_ms: float = 0.0
     workers: int = 1
     batch_size: int = 1
@@ -78,26 +79,33 @@ class Launch:
     encode: Callable[[bytes], bytes] = _same
     decode: Callable[[bytes], Any] = json.loads
     register: Callable[[], None] | None = None  # what is to be done once it runs
+    programs: Path | None = None  # where it looks for `python`; None: beside the command
+    doors: Mapping[str, Door] = field(default_factory=dict)  # "identity" is asked by these, not by `path`
 
 
 def mms_lite(job: Job, folder: Path, bin_folder: Path) -> Launch:
     """Start this project's server as `pip install` leaves it, every default on, with free ports."""
     _archive(folder, bin_folder / "model-archiver")
     addresses = {f"{api}_address": "http://127.0.0.1:0" for api in ("inference", "management", "metrics")}
-    _properties(folder, {**addresses, **_mms_settings(job)})
-    state = folder / "tmp" / ".model_server.json"
+    properties(folder, {**addresses, **_mms_settings(job)})
 
     def bound(api: str) -> int | None:
-        with suppress(OSError, ValueError, KeyError):
-            return urllib.parse.urlsplit(json.loads(state.read_text())[api]).port
-        return None
+        return bound_port(folder, api)
 
     return Launch(
-        _start_mms(bin_folder / "mms-lite"),
+        start_mms(bin_folder / "mms-lite"),
         lambda: bound("inference_address"),
         "/predictions/m",
         register=_registering(job, lambda: bound("management_address")),
     )
+
+
+def bound_port(folder: Path, api: str) -> int | None:
+    """Return the port that this project's server has bound for a property's address; None: not yet."""
+    with suppress(OSError, ValueError, KeyError):
+        state = json.loads((folder / "tmp" / ".model_server.json").read_text())
+        return urllib.parse.urlsplit(state[api]).port
+    return None
 
 
 def multi_model_server(job: Job, folder: Path, bin_folder: Path) -> Launch:
@@ -108,16 +116,17 @@ def multi_model_server(job: Job, folder: Path, bin_folder: Path) -> Launch:
         "inference_address": f"http://127.0.0.1:{inference}",
         "management_address": f"http://127.0.0.1:{management}",
     }
-    _properties(folder, {**addresses, **_mms_settings(job)})
+    properties(folder, {**addresses, **_mms_settings(job)})
     return Launch(
-        _start_mms(bin_folder / "multi-model-server"),
+        start_mms(bin_folder / "multi-model-server"),
         lambda: inference,
         "/predictions/m",
         register=_registering(job, lambda: management),
     )
 
 
-def _start_mms(program: Path) -> list[str]:
+def start_mms(program: Path) -> list[str]:
+    """Return the command that starts it in the foreground with config.properties."""
     return [str(program), "--start", "--foreground", "--mms-config", "config.properties"]
 
 
@@ -145,7 +154,8 @@ def _run(command: list[str]) -> None:
         raise CannotCompareError(f"{Path(command[0]).name} fails: {told.strip()[-300:]}") from error
 
 
-def _properties(folder: Path, settings: Mapping[str, object]) -> None:
+def properties(folder: Path, settings: Mapping[str, object]) -> None:
+    """Write FOLDER/config.properties."""
     lines = [f"{key}={value}\n" for key, value in settings.items()]
     (folder / "config.properties").write_text("".join(lines))
 
@@ -215,7 +225,7 @@ def torchserve(job: Job, folder: Path, bin_folder: Path) -> Launch:
         "load_models": "m.mar",
         "job_queue_size": job.queue_size,
     }
-    _properties(folder, settings)
+    properties(folder, settings)
     command = [str(bin_folder / "torchserve"), "--start", "--foreground", "--disable-token-auth"]
     return Launch([*command, "--ts-config", "config.properties"], lambda: inference, "/predictions/m")
 

@@ -25,6 +25,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "java": _first_line(["java", "-version"]),
         "ab": _first_line(["ab", "-V"]),
+        "h2load": _first_line(["h2load", "--version"]),
         "load_at_begin": round(os.getloadavg()[0], 2),
     }
 

@@ -128,6 +128,19 @@ TABLES = {
     "W3": module_table(memory, "first_answer_s", "pss_mib"),
     "W4": module_table(overload),
     "W5": module_table(crash),
+    "W6": Table(
+        columns=(
+            Column("requests/s", key("requests_per_s"), quartiles=True),
+            Column("p50 ms", key("p50_ms")),
+            Column("p99 ms", key("p99_ms")),
+            Column("failed", total("failed"), combine=sum),
+            Column("CPU µs/request", SERVER_CPU, quartiles=True),
+            Column("of it in front", total("front_us", "other_us")),
+            Column("in workers", key("worker_us")),
+            Column("the client's", key("client_us")),
+        ),
+        ratios=(Column("requests/s", key("requests_per_s")), Column("CPU per request", SERVER_CPU)),
+    ),
     "open": module_table(latency),
 }
 

@@ -15,8 +15,10 @@ from typing import NamedTuple
 # What stands in the place of an HTTP status where there is none; CUT: the load ended while it was on its way.
 REFUSED, CLOSED, UNANSWERED, GARBLED, CUT = "refused", "closed", "unanswered", "garbled", "cut"
 READ_BYTES = 1 << 18
+REST_BYTES = 1 << 20
 SEND_BUFFER_BYTES = 1 << 20  # a whole body in one call: else the generator waits in the kernel for the server
 HEAD_END = b"\r\n\r\n"
+_TOO_LONG = "more bytes than one answer has"
 CHUNKED, TO_THE_END = -1, -2  # lengths of a body that its head does not give
 
 
@@ -34,11 +36,13 @@ class AnswerReader:
     RFC 9112 sections 6.3 (the length of a body) and 9.3 (whether the connection stays).
     """
 
-    __slots__ = ("_body_at", "_chunk_at", "_data", "_length", "keep", "status")
+    __slots__ = ("_body_at", "_chunk_at", "_data", "_length", "body_bytes", "keep", "left", "status")
 
     def __init__(self) -> None:
         self.status = 0
         self.keep = True
+        self.body_bytes = 0  # of the last answer; of one without a length or chunks, none are counted
+        self.left = 0  # of a body whose length is known: bytes that are to come, and need only be counted
         self._data = b""
         self._body_at = 0  # 0: the head is not complete
         self._length = 0  # of the body; CHUNKED or TO_THE_END
@@ -50,14 +54,28 @@ class AnswerReader:
         Raises:
             ValueError: these are not the bytes of one HTTP answer.
         """
+        if self._body_at and self._length >= 0:
+            return self.count(len(data))
         self._data = data = self._data + data if self._data else data
         while not self._body_at:
             if not self._read_head(data):
                 return False
             data = self._data
         if self._length >= 0:
-            return self._ended_at(self._body_at + self._length)
+            self._data = b""
+            return self.count(len(data) - self._body_at)
         return self._length == CHUNKED and self._read_chunks(data)
+
+    def count(self, received: int) -> bool:
+        """Take so many bytes of a body whose length is known; return whether the answer is complete.
+
+        Raises:
+            ValueError: they are more than the answer has.
+        """
+        self.left -= received
+        if self.left < 0:
+            raise ValueError(_TOO_LONG)
+        return not self.left
 
     def end(self) -> bool:
         """Take the end of the connection; return whether that completes an answer."""
@@ -66,7 +84,7 @@ class AnswerReader:
     def clear(self) -> None:
         """Make ready for the next answer on the same connection."""
         self._data = b""
-        self._body_at = self._chunk_at = 0
+        self._body_at = self._chunk_at = self.left = 0
 
     def _read_head(self, data: bytes) -> bool:
         end = data.find(HEAD_END)
@@ -90,6 +108,7 @@ class AnswerReader:
             self._length = int(length)
         else:
             self._length, self.keep = TO_THE_END, False
+        self.left = self.body_bytes = max(0, self._length)
         return True
 
     def _read_chunks(self, data: bytes) -> bool:
@@ -103,11 +122,12 @@ class AnswerReader:
             if following > len(data):
                 return False
             self._chunk_at = following
+            self.body_bytes += size
         return False
 
     def _ended_at(self, end: int) -> bool:
         if len(self._data) > end:
-            raise ValueError("more bytes than one answer has")
+            raise ValueError(_TOO_LONG)
         return len(self._data) == end
 
 
@@ -144,6 +164,7 @@ class Wire:
         self._settle = settle
         self._epoll = select.epoll()
         self._open: dict[int, Connection] = {}
+        self._rest = bytearray(REST_BYTES)  # where bodies go that are only counted
 
     def connect(self, connection: Connection) -> None:
         """Begin to open the connection; what is sent meanwhile waits for it."""
@@ -233,17 +254,23 @@ class Wire:
 
     def _read(self, connection: Connection) -> None:
         assert connection.socket is not None
-        data = connection.socket.recv(READ_BYTES)
         reader = connection.reader
-        if reader.feed(data) if data else reader.end():
-            reusable = data and reader.keep and connection.unsent is None and connection.sent
+        if reader.left:
+            received = connection.socket.recv_into(self._rest)
+            ended = received and reader.count(received)
+        else:
+            data = connection.socket.recv(READ_BYTES)
+            received = len(data)
+            ended = reader.feed(data) if data else reader.end()
+        if ended:
+            reusable = received and reader.keep and connection.unsent is None and connection.sent
             if reusable:
                 reader.clear()
             else:
                 self._drop(connection)
             if connection.sent:
                 self._finish(connection, reader.status)
-        elif not data:
+        elif not received:
             self.give_up(connection, CLOSED)
 
     def _finish(self, connection: Connection, status: int | str) -> None:

@@ -63,9 +63,10 @@ class Exit:
 
 
 class Channel(Protocol):
-    """A live worker, seen from the pool."""
+    """A live worker, seen from the pool. `arena` is the memory that it can read, if there is any."""
 
     pid: int | None
+    arena: Arena | None
     ended: asyncio.Future[Exit]
     marks: Marks
 
@@ -187,6 +188,7 @@ class ProcessLauncher:
         if self._guard is not None:
             self._guard.watch(process.pid)
         channel = ProcessChannel(process, name, shared, self._guard)
+        channel.arena = self._arena
         channel.open(ours, on_frame, self._max_frame_bytes)
         return channel
 
@@ -258,6 +260,7 @@ class ProcessChannel:
         self, process: subprocess.Popen[bytes], name: str, marks: Marks, guard: Guard | None = None
     ) -> None:
         self.pid: int | None = process.pid
+        self.arena: Arena | None = None
         self.marks = marks
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._process = process
@@ -404,6 +407,7 @@ class InlineChannel:
 
     def __init__(self, name: str) -> None:
         self.pid: int | None = None
+        self.arena: Arena | None = None
         self.marks = Marks(bytearray(Marks.SIZE))
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._name = name

@@ -252,8 +252,11 @@ class Worker:
     def _dispatch(self, jobs: list[Job]) -> None:
         """Send a batch to the process. For the queue, which has been asked for it."""
         batch, parts = Batch({}, jobs[0].enqueued_at), []
+        arena = None if self._channel is None else self._channel.arena
         for job in jobs:
             try:
+                if arena is not None:
+                    job.request = wire.share(job.request, arena)
                 parts.append(wire.encode_item(job.id, job.remaining_ms, job.request))
             except InvalidRequest as error:
                 job.fail(error)

@@ -19,6 +19,7 @@ class ScriptedWorker:
     def __init__(self, on_frame: Callable[[Frame], None], threads: int) -> None:
         loop = asyncio.get_running_loop()
         self.pid: int | None = None
+        self.arena = None
         self.marks = Marks(bytearray(Marks.SIZE))
         self.ended: asyncio.Future[Exit] = loop.create_future()
         self.threads = threads

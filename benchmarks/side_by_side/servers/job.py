@@ -15,5 +15,10 @@ JOB: dict[str, Any] = json.loads(os.environ["SIDE_BY_SIDE_JOB"])
 def load() -> work.Work:
     """Load the model in this process, and tell the benchmark that this process is a worker."""
     made = work.make(**JOB["make"])
-    Path(JOB["workers_dir"], str(os.getpid())).touch()
+    tell()
     return made
+
+
+def tell() -> None:
+    """Tell the benchmark that this process is a worker."""
+    Path(JOB["workers_dir"], str(os.getpid())).touch()

@@ -5,8 +5,10 @@ Apart from `triton`, which knows folders. protobuf is imported when the first co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 from mms_lite.errors import BackendMissing, LoadError
@@ -122,7 +124,9 @@ def complete(values: Values, name: str, files: Collection[str], *, gpus: int) ->
     _check_batching(values, name)
     for side in ("input", "output"):
         for tensor in values[side]:
-            _check_tensor(tensor, f"model {side}", name)
+            _check_tensor(tensor, side, name)
+            if "reshape" in tensor:
+                _check_reshape(tensor, f"model {side} '{tensor['name']}'", values)
     if not _policy(values):
         values["version_policy"] = {"latest": {"num_versions": 1}}
     values.setdefault("model_transaction_policy", {"decoupled": False})
@@ -142,12 +146,17 @@ def versions(values: Values, present: Collection[int]) -> tuple[list[int], list[
 
 
 def tensors(values: Values, side: str) -> list[Values]:
-    """Return one side's tensors as a handler config states them; shapes have the batch axis."""
+    """Return one side's tensors as a handler config states them: as the model's file has them.
+
+    Shapes have the batch axis; where clients see another shape, it is that of `reshape`.
+    """
     batch = [-1] if values["max_batch_size"] > 0 else []
-    return [
-        {"name": each["name"], "datatype": datatype(each["data_type"]), "shape": [*batch, *each["dims"]]}
-        for each in values[side]
-    ]
+    found = []
+    for each in values[side]:
+        shape = each["reshape"]["shape"] if "reshape" in each else each["dims"]
+        kind = datatype(each["data_type"])
+        found.append({"name": each["name"], "datatype": kind, "shape": [*batch, *shape]})
+    return found
 
 
 def datatype(data_type: str) -> str:
@@ -280,20 +289,46 @@ def _check_batching(values: Values, name: str) -> None:
 
 def _check_tensor(tensor: Values, side: str, name: str) -> None:
     if not tensor["name"]:
-        raise LoadError(f"{side} must specify 'name' for {name}")
+        raise LoadError(f"model {side} must specify 'name' for {name}")
+    named, dims = f"model {side} '{tensor['name']}'", tensor["dims"]
     if tensor["data_type"] == "TYPE_INVALID":
-        raise LoadError(f"{side} must specify 'data_type' for {name}")
-    dims = tensor["dims"]
+        raise LoadError(f"{named} must specify 'data_type' for {name}")
     if not dims:
-        raise LoadError(f"{side} must specify 'dims' for {name}")
-    if any(length < 1 and length != -1 for length in dims):
-        raise LoadError(
-            f"{side} dimension must be integer >= 1, or -1 to indicate a variable-size dimension for {name}"
-        )
+        raise LoadError(f"{named} must specify 'dims' for {name}")
+    _check_lengths(dims, f"{named} dimension", name)
     if tensor.get("format", "FORMAT_NONE") != "FORMAT_NONE" and len(dims) != 3:
-        raise LoadError(f"{side} NHWC/NCHW require 3 dims for {name}")
-    if "reshape" in tensor and tensor["reshape"]["shape"] != dims:
-        raise LoadError(f"{side} '{tensor['name']}' of {name}: reshape is not supported yet")
+        raise LoadError(f"model {side} NHWC/NCHW require 3 dims for {name}")
+
+
+def _check_reshape(tensor: Values, named: str, values: Values) -> None:
+    """Check that both shapes hold as many elements, whatever the lengths that they leave open."""
+    name, shape = values["name"], tensor["reshape"]["shape"]
+    if not shape and not values["max_batch_size"]:
+        raise LoadError(
+            f"{named} cannot have empty reshape for non-batching model as scalar tensors are not supported "
+            f"for {name}"
+        )
+    _check_lengths(shape, f"{named} reshape dimensions", name)
+    ours, theirs = _counts(tensor["dims"]), _counts(shape)
+    if len(ours) > 1 and len(theirs) > 1 and len(ours) != len(theirs):
+        raise LoadError(
+            f"{named} has different number of variable-size dimensions for dims and reshape for {name}"
+        )
+    if ours != theirs:
+        raise LoadError(f"{named} has different size for dims and reshape for {name}")
+
+
+def _check_lengths(lengths: Sequence[int], what: str, name: str) -> None:
+    if any(length < 1 and length != -1 for length in lengths):
+        raise LoadError(
+            f"{what} must be integer >= 1, or -1 to indicate a variable-size dimension for {name}"
+        )
+
+
+def _counts(lengths: Sequence[int]) -> list[int]:
+    """Return how many elements there are before, between and behind the lengths that are open."""
+    ends = [-1, *(axis for axis, length in enumerate(lengths) if length == -1), len(lengths)]
+    return [prod(lengths[start + 1 : end]) for start, end in pairwise(ends)]
 
 
 def _policy(values: Values) -> Mapping[str, Any]:

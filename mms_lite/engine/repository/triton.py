@@ -378,14 +378,14 @@ def _model_files(file: str, folder: Path, name: str) -> list[str]:
 
 
 def _labels(folder: Path, file: str, name: str) -> list[str]:
-    """Return the labels of an output, one a line.
+    """Return the labels of an output, one a line. The file may be a link to somewhere else.
 
     Raises:
         LoadError: they cannot be read.
     """
-    path = (folder / file).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts:
         raise LoadError(f"the label_filename '{file}' of model '{name}' is not below its folder")
     with _reading(f"the label_filename '{file}' of model '{name}'"):
-        text = path.read_bytes().decode("utf-8-sig", "replace")
+        text = (folder / path).read_bytes().decode("utf-8-sig", "replace")
     return [line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")]
