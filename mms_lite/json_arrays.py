@@ -1,12 +1,14 @@
 """Arrays as JSON, both ways: nested lists checked element by element, numbers in their shortest digits.
 
 For front ends and handlers alike, and apart from both because it knows no protocol. A model's own Python may
-lack orjson: there `encode` takes the standard library, which is slower.
+lack orjson: there the standard library has its place, which is slower.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
+import importlib
 import json
 import math
 import sys
@@ -24,7 +26,8 @@ from mms_lite.types import TensorSpec
 _MOST_AXES = 32  # numpy's own limit before 2.0
 _MOST_SHOWN = 80  # characters of a value in a message
 _EXACT = 1 << 53  # above it a float is not the integer that was written
-_ROUND = (np.dtype(np.float16), np.dtype(np.float32))  # Python's float of their 0.1 has many digits
+_SHORT = (np.dtype(np.float16), np.dtype(np.float32))
+_COMPACT = (",", ":")  # between elements, after names
 _NUMBERS = frozenset({int, float})
 _TYPES: dict[str, frozenset[type]] = {  # by numpy's kind: what JSON may bring for it
     "b": frozenset({bool, int}),
@@ -43,18 +46,16 @@ def loads(text: bytes | bytearray | memoryview) -> Any:
     Raises:
         ValueError: it is no JSON; with `msg` and `pos` (characters) where that is known.
     """
-    import orjson
-
+    orjson = _orjson()
+    if orjson is None:
+        return _loads_slowly(text)
     try:
         return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+    except orjson.JSONDecodeError:
         raw = bytes(text)
         if not any(token in raw for token in _TOKENS):
             raise
-        try:
-            return json.loads(raw)
-        except RecursionError:
-            raise error from None
+        return _loads_slowly(raw)
 
 
 def encode(array: Array, *, as_base64: bool = False) -> bytes:
@@ -64,12 +65,15 @@ def encode(array: Array, *, as_base64: bool = False) -> bytes:
     UTF-8, and all with `as_base64`, {"b64": "..."}.
     """
     if array.dtype.kind in "OSU":
-        return _dump(_nested([_text_or_object(e, as_base64) for e in array.flat], array.shape))
+        return _dumps(_nested([_text_or_object(e, as_base64) for e in array.flat], array.shape))
     if array.dtype == DTYPES.get("BF16"):
         array = array.astype(np.float32)
+    orjson = _orjson()
+    if orjson is None or array.dtype == np.float16:  # which orjson writes with the digits of a float32
+        return _encode_slowly(array)
     if not array.shape:
         return encode(array.reshape(1))[1:-1]
-    text = _dump_numbers(array)
+    text: bytes = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return text
     flat = array.reshape(-1)
@@ -88,7 +92,7 @@ def to_array(value: Any, spec: TensorSpec, *, finite: bool = False) -> Array:
         BadTensor: the lists are ragged (details: ragged), or an element is none of the datatype's.
     """
     flat, shape = _flatten(value, spec)
-    kind = "f" if spec.datatype == "BF16" else DTYPES[spec.datatype].kind
+    kind = kind_of(spec.datatype)
     if kind != "f" or countOf(map(type, flat), float) != len(flat):  # else: nothing to look for
         allowed = _TYPES[kind]
         if not allowed.issuperset(map(type, flat)):
@@ -107,18 +111,47 @@ def to_array(value: Any, spec: TensorSpec, *, finite: bool = False) -> Array:
     return array.reshape(shape)
 
 
+def kind_of(datatype: str) -> str:
+    """Return numpy's kind of a datatype; BF16, of which numpy knows nothing, is a float, too."""
+    return "f" if datatype == "BF16" else DTYPES[datatype].kind
+
+
 def misfit(spec: TensorSpec, got: str, **details: Any) -> BadTensor:
     """Return the error for an input whose value cannot be the model's."""
     expected = str(spec).removeprefix(f"{spec.name} ")
     return BadTensor(f"input {spec.name!r} does not fit: the model expects {expected}, got {got}", **details)
 
 
-def _fragment(value: Any) -> Any:
-    import orjson
+@functools.cache
+def _orjson() -> Any:
+    """Return orjson, or None where it is not installed."""
+    try:
+        return importlib.import_module("orjson")
+    except ModuleNotFoundError:
+        return None
 
-    if isinstance(value, np.ndarray | np.generic):
-        return orjson.Fragment(encode(np.asarray(value)))
-    raise TypeError(f"{type(value).__name__} is no JSON")
+
+def _loads_slowly(text: bytes | bytearray | memoryview) -> Any:
+    try:
+        return json.loads(bytes(text))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _dumps(value: Any) -> bytes:
+    """Return a value without floats as compact JSON."""
+    orjson = _orjson()
+    if orjson is None:
+        return json.dumps(value, ensure_ascii=False, separators=_COMPACT).encode()
+    text: bytes = orjson.dumps(value)
+    return text
+
+
+def _encode_slowly(array: Array) -> bytes:
+    flat = array.reshape(-1)
+    # Python's float of a float32 is 0.10000000149011612: longer than its own 0.1.
+    values = [float(str(each)) for each in flat] if array.dtype in _SHORT else flat.tolist()
+    return json.dumps(_nested(values, array.shape), separators=_COMPACT).encode()
 
 
 def _nested(flat: list[Any], shape: Sequence[int]) -> Any:

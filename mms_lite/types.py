@@ -107,6 +107,7 @@ class ModelSpec:
     and is deleted when the version is unloaded. `devices` are GPU ids, dealt to workers in turn; empty
     means CPU. `python` is the interpreter of the workers; None means the server's own. `config` is the
     configuration of a model of a Triton repository (a ModelConfig as JSON, complete); None for others.
+    `scratch` is the folder in which workers make the folders that they work in, instead of in `path`.
     """
 
     name: str
@@ -130,6 +131,7 @@ class ModelSpec:
     at_startup: bool = False
     manifest: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
+    scratch: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

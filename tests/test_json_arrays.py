@@ -1,6 +1,5 @@
 """Arrays as JSON: exact both ways, and what is refused."""
 
-import json
 import math
 from typing import Any
 
@@ -11,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from mms_lite import json_arrays
 from mms_lite.errors import BadTensor
-from mms_lite.json_arrays import dumps, encode, loads, to_array
+from mms_lite.json_arrays import encode, loads, to_array
 from mms_lite.tensors import DTYPES
 from mms_lite.types import BYTES, TensorSpec
 
@@ -69,11 +69,22 @@ def test_what_is_no_number() -> None:
             loads(text)
 
 
-def test_documents_with_arrays() -> None:
-    value = {"a": np.arange(3), "b": [np.float32(0.1)], "c": np.array([["ä"]], np.object_)}
-    assert json.loads(dumps(value)) == {"a": [0, 1, 2], "b": [0.1], "c": [["ä"]]}
-    with pytest.raises(TypeError):
-        dumps({1, 2})
+@pytest.mark.parametrize("without_orjson", [False, True])
+def test_what_is_written_is_the_same_without_orjson(
+    without_orjson: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without_orjson:
+        monkeypatch.setattr(json_arrays, "_orjson", lambda: None)
+    for array, text in (
+        (np.float32([[0.1, math.nan], [1 / 3, -math.inf]]), "[[0.1,NaN],[0.33333334,-Infinity]]"),
+        (np.float16([0.1, 1 / 3]), "[0.1,0.3333]"),
+        (np.float64(0.1), "0.1"),
+        (np.array([[], []], np.float32), "[[],[]]"),
+        (np.array([[1 << 63]], np.uint64), "[[9223372036854775808]]"),
+        (np.array([True, False]), "[true,false]"),
+        (np.array([["gr\u00fcn", b"\xff"]], np.object_), '[["gr\u00fcn",{"b64":"/w=="}]]'),
+    ):
+        assert encode(np.asarray(array)).decode() == text
 
 
 @pytest.mark.parametrize(
@@ -84,14 +95,18 @@ def test_documents_with_arrays() -> None:
         ([1, [2]], "FP32", "a ragged list: not all elements 1 deep are lists"),
         ([1.5, [2]], "INT8", "a ragged list: not all elements 1 deep are lists"),
         (["a"], "FP32", 'text: "a" at [0]'),
+        ("a", "FP32", 'text: "a" at []'),
         ([[1, True]], "FP32", "a boolean: true at [0, 1]"),
         ([None], "FP64", "null: null at [0]"),
         ([{"b64": ""}], "INT8", 'an object: {"b64": ""} at [0]'),
         ([1e39], "FP32", "a number out of range: 1e+39 at [0]"),
-        ([10**400], "FP64", "a number out of range: 1000"),
+        ([[1], [70000]], "FP16", "a number out of range: 70000 at [1, 0]"),
+        ([1, 10**400], "FP64", "a number out of range: 1" + 79 * "0" + "... at [1]"),
         ([1.5], "INT32", "a number that is not whole: 1.5 at [0]"),
         ([1, math.inf], "INT32", "a number that is not whole: Infinity at [1]"),
         ([-(2.0**63) - 1], "INT64", "a number too large to be exact: -9.223372036854776e+18 at [0]"),
+        ([-1.0], "UINT8", "a number out of range (0 to 255): -1 at [0]"),
+        ([1 << 63], "INT64", f"a number out of range (-{1 << 63} to {(1 << 63) - 1}): {1 << 63} at [0]"),
         ([[0, 128]], "INT8", "a number out of range (-128 to 127): 128 at [0, 1]"),
         ([-1], "UINT64", "a number out of range (0 to 18446744073709551615): -1 at [0]"),
         ([1 << 64], "UINT64", "a number out of range (0 to 18446744073709551615): 18446744073709551616"),
@@ -99,6 +114,7 @@ def test_documents_with_arrays() -> None:
         ([0.5], "BOOL", "a number: 0.5 at [0]"),
         ([1], BYTES, "a number: 1 at [0]"),
         ([{"b64": "?"}], BYTES, 'neither a text nor {"b64": "..."}: {"b64": "?"} at [0]'),
+        ([{"b64": 1}], BYTES, 'neither a text nor {"b64": "..."}: {"b64": 1} at [0]'),
         ([{"b64": "", "x": 1}], BYTES, 'neither a text nor {"b64": "..."}'),
         ([{"b65": ""}], BYTES, 'neither a text nor {"b64": "..."}'),
         (["\ud800"], BYTES, 'neither a text nor {"b64": "..."}'),
@@ -127,9 +143,12 @@ def test_values_that_are_taken() -> None:
     assert to_array([0, 1, True], spec("BOOL")).tolist() == [False, True, True]
     assert to_array((1 << 64) - 1, spec("UINT64")) == (1 << 64) - 1
     assert to_array([], spec("INT8")).shape == (0,)
+    assert to_array([[], []], spec("FP32")).shape == (2, 0)
+    assert to_array(2.0**53, spec("INT64")) == 1 << 53
     assert to_array([math.nan], spec("FP16")).dtype == np.float16
 
 
 def test_finite_numbers_alone_where_they_are_wanted() -> None:
-    with pytest.raises(BadTensor, match="no finite number: NaN at"):
-        to_array([1.0, math.nan], spec("FP32"), finite=True)
+    for number, shown in ((math.nan, "NaN"), (-math.inf, "-Infinity")):
+        with pytest.raises(BadTensor, match=f"no finite number: {shown} at \\[1\\]"):
+            to_array([1.0, number], spec("FP32"), finite=True)

@@ -40,7 +40,7 @@ ALLOWED = {
     "engine": ENGINE,
     "engine.repository": ENGINE | {"model_archiver"},
     "worker": IN_THE_CHILD,
-    "handlers": IN_THE_CHILD | {"handlers"},
+    "handlers": IN_THE_CHILD | {"handlers", "json_arrays"},
     "frontends": GROUND | TOOLS | {"engine.engine", "frontends.message"},
     # Two readers of HTTP and what they share; protocols see none of them.
     "frontends.head": GROUND | {"frontends.message"},

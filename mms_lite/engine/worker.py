@@ -236,6 +236,7 @@ class Worker:
             "isolate_failures": spec.isolate_failures,
             "config": spec.config,
             "instance": self.number,
+            "scratch": spec.scratch,
         }
 
     async def _serve(self) -> None:

@@ -1,26 +1,26 @@
-"""Arrays as the bodies of requests and answers: JSON, .npy and .npz, checked before anything is allocated.
+"""Arrays as the bodies of requests and answers: .npy and .npz, checked before memory is taken, and JSON.
 
-Apart from the tensor handler because what a hostile body may hold is known here, and nowhere else.
+Apart from the tensor handler because what a hostile file may hold is known here, and nowhere else. Values in
+JSON are read by `mms_lite.json_arrays`.
 """
 
 from __future__ import annotations
 
-import base64
 import io
-import itertools
 import json
 import math
 import re
 import struct
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mms_lite import json_arrays
 from mms_lite.errors import BadTensor, HandlerError
+from mms_lite.json_arrays import kind_of, misfit
 from mms_lite.tensors import DTYPES, Array
 from mms_lite.types import TensorSpec
 
@@ -41,59 +41,16 @@ _NPY_FIELD = re.compile(
     r"""(?P<value>'[^']*'|"[^"]*"|True|False|\([\d,\s]*\))\s*(?:,|$)"""
 )
 _NPY_DTYPE = re.compile(r"[<>|=]?[biuf]\d")
-_NUMBERS = frozenset({int, float})
-_JSON_TYPES: dict[str, frozenset[type]] = {  # by numpy's kind: what JSON may bring for it
-    "b": frozenset({bool}),
-    "i": _NUMBERS,
-    "u": _NUMBERS,
-    "f": _NUMBERS,
-    "O": frozenset({str, dict}),
-}
-_JSON_NAMES = {str: "text", bool: "a boolean", dict: "an object", int: "a number", float: "a number"}
 _CASTS = frozenset({"ii", "iu", "ui", "uu", "if", "uf", "ff"})  # numpy's kinds, from and to
-_compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-def misfit(spec: TensorSpec, got: str) -> BadTensor:
-    """Return the error for an input whose value cannot be the model's."""
-    expected = str(spec).removeprefix(f"{spec.name} ")
-    return BadTensor(f"input {spec.name!r} does not fit: the model expects {expected}, got {got}")
-
-
-def from_json(value: Any, spec: TensorSpec, *, allow_nan: bool = False) -> Array:
-    """Return the array of the model's datatype that nested lists hold; its shape is theirs.
-
-    Floats are rounded to the datatype; numbers for integers must be whole. Elements of BYTES are texts, or
-    {"b64": "..."} for what is no text.
-
-    Raises:
-        BadTensor: the lists are ragged, or an element is none of the datatype's.
-    """
-    flat, shape, kinds = _flatten(value, spec)
-    dtype = DTYPES[spec.datatype]
-    allowed = _JSON_TYPES[dtype.kind]
-    if not allowed.issuperset(kinds):
-        at = _first(flat, lambda each: type(each) not in allowed)
-        raise _bad_element(spec, flat, shape, at, _JSON_NAMES.get(type(flat[at]), "null"))
-    if dtype.kind == "f":
-        array = _floats(flat, shape, spec, allow_nan=allow_nan)
-    elif dtype.kind in "iu":
-        array = np.array(_whole(flat, shape, spec), dtype)
-    elif dtype.kind == "O":
-        array = _texts(flat, shape, spec)
-    else:
-        array = np.array(flat, dtype)
-    return array.reshape(shape)
 
 
 def to_json(outputs: Mapping[str, Array]) -> bytes:
-    """Return {name: nested lists} as compact JSON; float32 and float16 in their own shortest digits.
+    """Return {name: nested lists} as compact JSON; each number in the fewest digits of its datatype.
 
     Raises:
         HandlerError: an output holds what JSON cannot carry.
     """
-    pairs = [f"{_compact(name)}:{_json_array(name, array)}" for name, array in outputs.items()]
-    return ("{" + ",".join(pairs) + "}").encode()
+    return b"{" + b",".join(_json_pair(name, array) for name, array in outputs.items()) + b"}"
 
 
 def from_npy(data: Any, name: str) -> Array:
@@ -147,8 +104,7 @@ def from_npz(data: Any, names: Sequence[str]) -> dict[str, Array]:
 
 def can_be_cast(array: Array, spec: TensorSpec) -> bool:
     """Tell whether an array is of another datatype than the model's, of which `cast` might make it."""
-    wanted = DTYPES[spec.datatype]
-    return array.dtype != wanted and array.dtype.kind + wanted.kind in _CASTS
+    return array.dtype != DTYPES[spec.datatype] and array.dtype.kind + kind_of(spec.datatype) in _CASTS
 
 
 def cast(array: Array, spec: TensorSpec) -> Array:
@@ -164,7 +120,7 @@ def cast(array: Array, spec: TensorSpec) -> Array:
     wanted = DTYPES[spec.datatype]
     with np.errstate(over="ignore"):
         done: Array = array.astype(wanted)
-    if wanted.kind == "f":
+    if kind_of(spec.datatype) == "f":
         fits = bool((np.isfinite(done) == np.isfinite(array)).all())
     else:
         bounds = np.iinfo(wanted)
@@ -190,123 +146,20 @@ def to_npz(outputs: Mapping[str, Array]) -> bytes:
     return file.getvalue()
 
 
-def _flatten(value: Any, spec: TensorSpec) -> tuple[list[Any], list[int], set[type]]:
-    """Return the elements of nested lists in C order, the lists' shape, and the elements' types."""
-    items, shape, kinds = [value], list[int](), {type(value)}
-    while list in kinds:
-        if kinds != {list}:
-            raise misfit(spec, f"a ragged list: not all elements {len(shape)} deep are lists")
-        lengths = sorted(set(map(len, items)))
-        if len(lengths) != 1:
-            counts = " and ".join(map(str, lengths[:3]))
-            raise misfit(
-                spec, f"a ragged list: lists beside each other, {len(shape)} deep, have {counts} elements"
-            )
-        if len(shape) == _MOST_AXES:
-            raise misfit(spec, f"lists nested more than {_MOST_AXES} deep")
-        shape += lengths
-        items = list(itertools.chain.from_iterable(items))
-        kinds = set(map(type, items))
-    return items, shape, kinds
-
-
-def _first(flat: Sequence[Any], matches: Callable[[Any], bool]) -> int:
-    return next(index for index, each in enumerate(flat) if matches(each))
-
-
-def _bad_element(
-    spec: TensorSpec, flat: Sequence[Any], shape: Sequence[int], at: int, fault: str
-) -> BadTensor:
-    """Return the error for one element, which says where it stands: [row, column, ...]."""
-    try:
-        shown = json.dumps(flat[at])
-    except RecursionError:
-        shown = "..."
-    place = [int(index) for index in np.unravel_index(at, tuple(shape))] if shape else []
-    return misfit(spec, f"{fault}: {_shortened(shown)} at {place}")
-
-
 def _shortened(text: str) -> str:
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
 
 
-def _whole(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> list[int]:
-    if float in set(map(type, flat)):
-        if not all(isinstance(each, int) or each.is_integer() for each in flat):
-            at = _first(flat, lambda each: isinstance(each, float) and not each.is_integer())
-            raise _bad_element(spec, flat, shape, at, "a number that is not whole")
-        flat = list(map(int, flat))
-    bounds = np.iinfo(DTYPES[spec.datatype])
-    if flat and not (bounds.min <= min(flat) and max(flat) <= bounds.max):
-        at = _first(flat, lambda each: not bounds.min <= each <= bounds.max)
-        raise _bad_element(spec, flat, shape, at, f"a number out of range ({bounds.min} to {bounds.max})")
-    return flat
-
-
-def _floats(flat: list[Any], shape: Sequence[int], spec: TensorSpec, *, allow_nan: bool) -> Array:
-    try:
-        exact = np.array(flat, np.float64)
-    except OverflowError:
-        at = _first(flat, lambda each: abs(each) > sys.float_info.max)
-        raise _bad_element(spec, flat, shape, at, "a number out of range") from None
-    with np.errstate(over="ignore"):
-        array: Array = exact.astype(DTYPES[spec.datatype])
-    bad = np.isfinite(exact) & ~np.isfinite(array) if allow_nan else ~np.isfinite(array)
-    if bad.any():
-        at = int(bad.argmax())
-        fault = "a number out of range" if math.isfinite(flat[at]) else "no finite number"
-        raise _bad_element(spec, flat, shape, at, fault)
-    return array
-
-
-def _texts(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> Array:
-    array = np.empty(len(flat), np.object_)
-    for index, each in enumerate(flat):
-        try:
-            array[index] = _text(each)
-        except (TypeError, ValueError) as error:
-            fault = 'neither a text nor {"b64": "..."}'
-            raise _bad_element(spec, flat, shape, index, fault) from error
-    return array
-
-
-def _text(element: Any) -> bytes:
-    if isinstance(element, str):
-        return element.encode("utf-8")
-    (encoded,) = element.values()
-    if "b64" not in element:
-        raise ValueError("no b64")
-    return base64.b64decode(encoded, validate=True)
-
-
-def _json_array(name: str, array: Array) -> str:
+def _json_pair(name: str, array: Array) -> bytes:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise HandlerError(
             f"the output {name!r} holds NaN or Infinity, which JSON cannot carry; "
             "with Accept: application/x-npz the answer can"
         )
-    if not array.size:
-        return _compact(array.tolist())
-    flat = array.reshape(-1)
-    if array.dtype.kind in "OSU":
-        texts = [_compact(_json_text(each)) for each in flat.tolist()]
-    elif array.dtype in (np.float32, np.float16):
-        # Python's float of a float32 is 0.10000000149011612: longer to write and to send than its own 0.1.
-        texts = list(map(str, flat))
-    else:
-        return _compact(array.tolist())
-    for length in reversed(array.shape):
-        texts = ["[" + ",".join(texts[at : at + length]) + "]" for at in range(0, len(texts), length)]
-    return texts[0]
-
-
-def _json_text(element: Any) -> Any:
-    if not isinstance(element, bytes):
-        return str(element)
     try:
-        return element.decode("utf-8")
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(element).decode("ascii")}
+        return json.dumps(name).encode() + b":" + json_arrays.encode(array)
+    except (TypeError, ValueError) as error:  # half of a surrogate pair
+        raise HandlerError(f"the output {name!r} holds text that is not Unicode") from error
 
 
 def _npy_header(view: memoryview, name: str) -> tuple[str, int]:

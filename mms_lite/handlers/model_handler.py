@@ -18,6 +18,7 @@ from mms_lite.types import Signature
 from mms_lite.worker.backends import open_backend
 from mms_lite.worker.context import Context
 from mms_lite.worker.predictor import Predictor
+from mms_lite.worker.reshaping import reshaped
 
 Parts = Mapping[str, Any]
 
@@ -92,7 +93,7 @@ class ModelHandler:
             device=context.system_properties["gpu_id"],
         )
         self.predictor = Predictor(
-            open_backend(self.package.backend, backend),
+            reshaped(open_backend(self.package.backend, backend), self.package.model_config),
             allow_nan=self.settings.allow_nan,
             batch=backend.batch,
         )

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Package:
         model = (context.manifest or {}).get("model")
         model = model if isinstance(model, Mapping) else {}
         folder = Path(context.system_properties["model_dir"])
+        in_repository = context.model_config is not None
         if not model.get("modelFiles") or not model.get("backend"):
             raise InvalidArchive(
                 "the manifest names no model file: pack the model with model-archiver --model-file"
@@ -65,8 +67,8 @@ class Package:
         return cls(
             folder=folder,
             backend=str(model["backend"]),
-            files=tuple(_existing(folder, name) for name in model["modelFiles"]),
-            labels=_read_labels(_existing(folder, labels)) if labels else None,
+            files=tuple(_existing(folder, name, links=in_repository) for name in model["modelFiles"]),
+            labels=_read_labels(_existing(folder, labels, links=in_repository)) if labels else None,
             config=config,
             model=context.model_name,
             version=_version(context, folder, model),
@@ -80,7 +82,7 @@ class Package:
         Raises:
             InvalidArchive: it is not there.
         """
-        return _existing(self.folder, name)
+        return _existing(self.folder, name, links=self.model_config is not None)
 
 
 def read_settings(cls: type[_T], config: Mapping[str, Any]) -> _T:
@@ -181,9 +183,14 @@ def _spec(name: object, datatype: object, shape: list[Any]) -> TensorSpec:
     return TensorSpec(str(name), str(datatype), tuple(lengths))
 
 
-def _existing(folder: Path, name: object) -> Path:
-    path = (folder / str(name)).resolve()
-    if not path.is_relative_to(folder.resolve()) or not path.exists():
+def _existing(folder: Path, name: object, *, links: bool) -> Path:
+    """Return the path of a file below the folder, which may be a link out of it where `links` may be.
+
+    An archive is a stranger's; a repository is its operator's, whose volumes and caches are made of links.
+    """
+    place = os.path.normpath if links else os.path.realpath
+    path = Path(place(folder / str(name)))
+    if not path.is_relative_to(place(folder)) or not path.exists():
         raise InvalidArchive(f"the archive has no file {name}")
     return path
 

@@ -49,10 +49,15 @@ def _die_with(parent):
         raise SystemExit(0)
 
 
-def enter_model_folder(path, handler):
-    # type: (str, str) -> None
-    """Make `path` the working folder and put it, the handler's folder and the `mms` names on `sys.path`."""
-    os.chdir(path)
+def enter_model_folder(path, handler, scratch):
+    # type: (str, str, str | None) -> None
+    """Put `path`, the handler's folder and the `mms` names on `sys.path`, and make `path` the working folder.
+
+    Instead of it `scratch`, which is made: a model of a repository shall write nothing beside its files.
+    """
+    if scratch is not None:
+        os.makedirs(scratch, exist_ok=True)
+    os.chdir(path if scratch is None else scratch)
     folder = os.path.dirname(handler.partition(":")[0])
     own = [os.path.join(path, folder)] if folder else []
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]

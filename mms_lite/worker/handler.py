@@ -292,9 +292,10 @@ def _tensors() -> ModuleType:
 def _outputs(value: Any, request: InferRequest, *, known: bool) -> list[Tensor]:
     """Return an answer's outputs: one raw body, or to a request of arrays what a dict of arrays holds.
 
-    An empty dict holds arrays, too, where outputs are `known` to be arrays.
+    Where outputs are `known` to be arrays, a request without inputs is one, and an empty dict holds some.
     """
-    if isinstance(value, dict) and any(map(_is_array, request.inputs)) and _holds_arrays(value, known):
+    asked = any(map(_is_array, request.inputs)) or (known and not request.inputs)
+    if isinstance(value, dict) and asked and _holds_arrays(value, known):
         return [_tensors().to_tensor(name, array) for name, array in value.items()]
     data, kind = _body(value)
     return [Tensor("body", BYTES, (), data, kind)]

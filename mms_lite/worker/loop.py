@@ -36,7 +36,7 @@ from mms_lite.worker import handler, samples
 _METRICS_TOGETHER = 1000  # lines in one frame: it has a limit
 _METRICS_EVERY_S = 0.25  # under load metric lines are gathered this long
 
-Enter = Callable[[str, str], None]
+Enter = Callable[[str, str, str | None], None]
 
 
 def run(
@@ -47,8 +47,8 @@ def run(
 ) -> int:
     """Serve one model over `connection` and return the process's exit code.
 
-    `enter(path, handler)` makes the model's folder current; on a thread of the server it is None. `shared` is
-    the memory in which large bodies are.
+    `enter(path, handler, scratch)` makes the model's folder current, or that in which it may write; on a
+    thread of the server it is None. `shared` is the memory in which large bodies are.
     """
     try:
         return _Loop(connection, marks, shared).run(enter)
@@ -126,7 +126,7 @@ class _Loop:
             logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
         try:
             if enter is not None:
-                enter(settings["path"], settings["handler"])
+                enter(settings["path"], settings["handler"], _scratch(settings))
             model = handler.load(settings)
             samples.run(model, settings["path"], settings["manifest"])
             return model
@@ -227,3 +227,9 @@ class _Loop:
         if self._unsent:
             pieces, self._unsent = self._unsent, []
             self._connection.send(pieces)
+
+
+def _scratch(settings: dict[str, Any]) -> str | None:
+    """Return the folder in which this worker may write, for models that have one: each worker its own."""
+    folder = settings.get("scratch")
+    return os.path.join(folder, str(settings["instance"])) if folder else None

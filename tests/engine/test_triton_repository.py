@@ -102,6 +102,9 @@ def test_the_labels_of_an_output_come_with_the_manifest(site: TritonSite) -> Non
     site.onnx("m", Y.replace("dims", 'label_filename: "l.txt" dims'), v1=1.0)
     site.write("m/l.txt", "cat\r\ndog\n\nbird\n")
     assert model(only(site))["labelsByOutput"] == {"y": ["cat", "dog", "", "bird"]}
+    (site.folder / "m" / "l.txt").unlink()
+    (site.folder / "m" / "l.txt").symlink_to(site.write(".stored/blob", "fish"))
+    assert model(only(site))["labelsByOutput"] == {"y": ["fish"]}
 
 
 @pytest.mark.parametrize(
@@ -252,6 +255,29 @@ def test_fields_that_have_no_effect_are_named_in_the_log(
     )
 
 
+@pytest.mark.parametrize(
+    ("most", "dims", "shape", "backends"),
+    [
+        (0, "3, 224, 224", "1, 3, 224, 224", [1, 3, 224, 224]),
+        (0, "1000", "1, 1000, 1, 1", [1, 1000, 1, 1]),
+        (4, "1", "", [-1]),
+        (4, "-1", "-1, 1", [-1, -1, 1]),
+        (0, "2, 4, -1, 6", "8, -1, 1, 6", [8, -1, 1, 6]),
+    ],
+)
+def test_the_model_has_the_shape_of_reshape_and_clients_dims(
+    site: TritonSite, most: int, dims: str, shape: str, backends: list[int]
+) -> None:
+    tensor = f"data_type: TYPE_FP32 dims: [{dims}] reshape {{ shape: [{shape}] }}"
+    site.onnx("m", f'max_batch_size: {most} input {{ name: "x" {tensor} }}', v1=1.0)
+    spec = only(site)
+    (stated,) = model(spec)["handlerConfig"]["backend"]["inputs"]
+    assert stated == {"name": "x", "datatype": "FP32", "shape": backends}
+    assert spec.config is not None
+    assert spec.config["input"][0]["dims"] == json.loads(f"[{dims}]")
+    assert spec.config["input"][0]["reshape"] == {"shape": json.loads(f"[{shape}]")}
+
+
 BROKEN = {
     "max_batch_size: x": r"model .m.: failed to read text proto from config\.pbtxt: 2:17 : .*parse integer",
     "max_batch: 3": r"2:1 : Message type .inference\.ModelConfig. has no field named .max_batch.",
@@ -269,11 +295,28 @@ BROKEN = {
         r"default priority level must be in range \[1, 3\] for m"
     ),
     X.replace('name: "x"', ""): "model input must specify 'name' for m",
-    X.replace("data_type: TYPE_FP32", ""): "model input must specify 'data_type' for m",
-    Y.replace("dims: [ 3 ]", ""): "model output must specify 'dims' for m",
-    Y.replace("3 ]", "0 ]"): r"model output dimension must be integer >= 1, or -1 .* for m",
+    X.replace("data_type: TYPE_FP32", ""): "model input 'x' must specify 'data_type' for m",
+    Y.replace("dims: [ 3 ]", ""): "model output 'y' must specify 'dims' for m",
+    Y.replace("3 ]", "0 ]"): r"model output 'y' dimension must be integer >= 1, or -1 .* for m",
     X.replace("dims", "format: FORMAT_NHWC dims"): "model input NHWC/NCHW require 3 dims for m",
-    X.replace("}", "reshape { shape: [1, 3] } }"): "model input 'x' of m: reshape is not supported yet",
+    X.replace("}", "reshape { shape: [1, 4] } }"): (
+        "model input 'x' has different size for dims and reshape for m"
+    ),
+    Y.replace("3 ]", "3, -1 ] reshape { shape: [3] }"): (
+        "model output 'y' has different size for dims and reshape for m"
+    ),
+    X.replace("3 ]", "2, -1, 6 ] reshape { shape: [3, -1, 4] }"): (
+        "model input 'x' has different size for dims and reshape for m"
+    ),
+    X.replace("3 ]", "-1, -1 ] reshape { shape: [-1, 1] }"): (
+        "model input 'x' has different number of variable-size dimensions for dims and reshape for m"
+    ),
+    X.replace("}", "reshape { shape: [3, 0] } }"): (
+        "model input 'x' reshape dimensions must be integer >= 1, or -1 to indicate .* for m"
+    ),
+    X.replace("3 ]", "1 ] reshape {}"): (
+        "model input 'x' cannot have empty reshape for non-batching model as scalar tensors are not "
+    ),
     Y.replace("}", 'label_filename: "no.txt" }'): "label_filename 'no.txt' of model 'm': No such file",
     Y.replace("}", 'label_filename: "../o/l.txt" }'): r"'../o/l\.txt' of model 'm' is not below its folder",
     "version_policy { latest {} }": "at least one version must be available under the version policy of",
@@ -348,6 +391,16 @@ def test_what_is_no_configuration_in_json_is_refused(site: TritonSite, text: str
     site.onnx("m", v1=1.0)
     with pytest.raises(LoadError, match="model 'm': failed to read the model configuration"):
         site.repository.versions("m", config=text)
+
+
+def test_what_workers_wrote_is_deleted_with_their_version(site: TritonSite) -> None:
+    site.onnx("m", "version_policy { all {} }", v1=1.0, v2=1.0)
+    specs = site.repository.versions("m")
+    folders = [Path(spec.scratch or "") for spec in specs]
+    for folder in folders:
+        (folder / "0").mkdir(parents=True)
+    site.repository.discard(specs[0])
+    assert list(site.work.iterdir()) == [folders[1]]
 
 
 def test_files_of_the_client_are_written_for_each_version_and_deleted_with_it(site: TritonSite) -> None:

@@ -46,7 +46,7 @@ class _Places:
 
 
 class TritonRepository:
-    """A Triton model repository. `work_dir` receives the files that clients send with a load."""
+    """A Triton model repository. `work_dir` is for what clients send with a load, and what models write."""
 
     decides_versions = True
 
@@ -55,12 +55,15 @@ class TritonRepository:
         self._work_dir = work_dir
         self._defaults = defaults
         self._dealt = itertools.count()
+        self._scratches = itertools.count()
 
     def close(self) -> None:
         """Do nothing: nothing that is read takes long."""
 
     def discard(self, spec: ModelSpec) -> None:
-        """Delete the folder that was made for this load, if one was."""
+        """Delete the folders that were made for this load."""
+        if spec.scratch is not None:
+            shutil.rmtree(spec.scratch, ignore_errors=True)
         if spec.owns_path:
             shutil.rmtree(Path(spec.path).parent, ignore_errors=True)
 
@@ -230,6 +233,7 @@ class TritonRepository:
             isolate_failures=values["backend"] != "python",
             manifest=_manifest(values, folder, version),
             config=values,
+            scratch=os.path.abspath(self._work_dir / f"scratch-{next(self._scratches)}"),
         )
 
     def _placement(self, name: str, values: Values) -> tuple[int, tuple[int, ...]]:

@@ -105,8 +105,8 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class RequestBackend(Protocol):
-    """What a backend also offers whose model takes the requests of a batch one by one and answers each.
+class RequestBackend(Backend, Protocol):
+    """A backend whose model takes the requests of a batch one by one and answers each.
 
     Others get the arrays of all requests joined. `optional` are the inputs that a request need not have.
     """

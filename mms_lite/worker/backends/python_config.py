@@ -111,15 +111,20 @@ def _specs(config: Mapping[str, Any], side: str, stated: Tensors) -> Tensors:
                 f"the {side} {each['name']!r} has the data_type {each['data_type']!r}, "
                 f"which is none of {', '.join(map(_data_type, DTYPES))}"
             )
-        found.append(TensorSpec(str(each["name"]), datatype, (*batch, *each["dims"])))
+        shape = each["reshape"]["shape"] if "reshape" in each else each["dims"]
+        found.append(TensorSpec(str(each["name"]), datatype, (*batch, *shape)))
     return declared(found, stated, side) if found else stated
 
 
 def _state(config: dict[str, Any], side: str, tensors: Tensors) -> None:
-    """Have the configuration say the same of its tensors."""
+    """Have the configuration say the same of its tensors; the dims of reshaped ones are the clients'."""
     known = {each["name"]: each for each in config[side]}
     batched = config["max_batch_size"] > 0
-    config[side] = [{**known.get(spec.name, {}), **_triton(spec, batched)} for spec in tensors]
+    said = []
+    for spec in tensors:
+        each = known.get(spec.name, {})
+        said.append(each if "reshape" in each else {**each, **_triton(spec, batched)})
+    config[side] = said
 
 
 def _triton(spec: TensorSpec, batched: bool) -> dict[str, Any]:

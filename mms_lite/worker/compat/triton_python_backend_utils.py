@@ -7,8 +7,8 @@ and a model that uses them is told so. Source: github.com/triton-inference-serve
 from __future__ import annotations
 
 import json
-import logging
 import struct
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -48,7 +48,6 @@ TRITONSERVER_REQUEST_RELEASE_ALL = 1
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 
 _model_dirs: list[str] = []  # the one of this worker's model
-_log = logging.getLogger("mms_lite.model")
 
 
 class TritonModelException(Exception):
@@ -322,35 +321,35 @@ class ModelConfig:
 
 
 class Logger:
-    """Writes to the model's log."""
+    """Writes to the model's log, where warnings and errors are warnings."""
 
     INFO, WARNING, ERROR, VERBOSE = range(4)
-    _LEVELS = (logging.INFO, logging.WARNING, logging.ERROR, logging.DEBUG)
 
     @staticmethod
     def log(message: str, level: int = INFO) -> None:
-        """Write a line at a level of this class."""
-        _log.log(Logger._LEVELS[level], "%s", message)
+        """Write a line at a level of this class; VERBOSE writes none."""
+        if level != Logger.VERBOSE:
+            print(message, file=sys.stderr if level in (Logger.WARNING, Logger.ERROR) else sys.stdout)
 
     @staticmethod
     def log_info(message: str) -> None:
         """Write a line of information."""
-        _log.info("%s", message)
+        Logger.log(message)
 
     @staticmethod
     def log_warn(message: str) -> None:
         """Write a warning."""
-        _log.warning("%s", message)
+        Logger.log(message, Logger.WARNING)
 
     @staticmethod
     def log_error(message: str) -> None:
         """Write an error."""
-        _log.error("%s", message)
+        Logger.log(message, Logger.ERROR)
 
     @staticmethod
     def log_verbose(message: str) -> None:
-        """Write a line that is seen when debugging only."""
-        _log.debug("%s", message)
+        """Write nothing: the level is off."""
+        Logger.log(message, Logger.VERBOSE)
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:

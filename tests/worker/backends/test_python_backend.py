@@ -318,6 +318,31 @@ def test_a_model_of_a_repository_gets_its_configuration_and_places(tmp_path):
     assert model.infer({"x": ROWS, "factor": factor}, ["y"])["y"].tolist() == ["bfloat16", "14"]
 
 
+def test_a_model_is_given_the_shape_of_reshape_and_told_both(open_model):
+    tensor = {"name": "x", "data_type": "TYPE_FP32", "dims": [3], "reshape": {"shape": [3, 1]}}
+    output = {"name": "y", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}}
+    text = "class TritonPythonModel:\n    def initialize(self, args):\n"
+    text += "        self.config = args['model_config']\n\n    def execute(self, requests):\n"
+    text += "        y = np.array([self.config], object)\n"
+    text += "        return [pb_utils.InferenceResponse([pb_utils.Tensor('y', y)])]\n"
+    config = {"max_batch_size": 4, "input": [tensor], "output": [output]}
+    model = open_model(text, inputs=(), outputs=(), config=config)
+    assert list(model.inputs) == [TensorSpec("x", "FP32", (-1, 3, 1))]
+    assert list(model.outputs) == [TensorSpec("y", "BYTES", (-1,))]
+    said = json.loads(model.infer({"x": np.ones((1, 3, 1), np.float32)}, ["y"])["y"][0])
+    assert (said["input"], said["output"]) == ([tensor], [output])
+
+
+def test_what_a_model_logs_is_printed_warnings_apart(capsys):
+    log = pb_utils.Logger
+    log.log_info("loaded")
+    log.log("seen")
+    log.log_warn("slow")
+    log.log("broken", log.ERROR)
+    log.log_verbose("details")
+    assert capsys.readouterr() == ("loaded\nseen\n", "slow\nbroken\n")
+
+
 def test_a_model_counts_with_metrics_of_its_own():
     counter = pb_utils.MetricFamily("seen", "Photos seen", pb_utils.MetricFamily.COUNTER).Metric(
         {"kind": "a"}

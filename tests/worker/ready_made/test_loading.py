@@ -133,6 +133,22 @@ def test_labels_that_cannot_be_read_are_told_of_without_a_path(tmp_path: Path, l
     assert str(tmp_path) not in refused.value.message
 
 
+def test_links_out_of_the_folder_are_followed_in_a_repository_and_not_in_an_archive(tmp_path: Path) -> None:
+    folder = tmp_path / "m" / "1"
+    folder.mkdir(parents=True)
+    (tmp_path / "blob").touch()
+    (folder / "model.onnx").symlink_to(tmp_path / "blob")
+
+    def package(file: str, **context: object) -> Package:
+        manifest = {"model": {"modelFiles": [file], "backend": "onnxruntime"}}
+        return Package.of(Context("m", str(folder), manifest, 1, None, "", **context))  # type: ignore[arg-type]
+
+    assert package("model.onnx", model_config={}).files == (folder / "model.onnx",)
+    for file, context in (("model.onnx", {}), ("../../blob", {"model_config": {}})):
+        with pytest.raises(InvalidArchive, match=f"the archive has no file {file}"):
+            package(file, **context)
+
+
 def test_a_body_whose_content_type_lies_reaches_the_handler_as_it_came(tmp_path: Path) -> None:
     write_double(tmp_path)
     model = load("tensor", tmp_path)

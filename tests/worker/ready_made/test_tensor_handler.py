@@ -318,6 +318,15 @@ def test_tensors_are_answered_with_tensors() -> None:
         assert message in outcome.error.message
 
 
+def test_a_request_without_inputs_is_answered_with_tensors() -> None:
+    y = TensorSpec("y", "FP32", (1,))
+    (outcome,) = run(serve(Model([], [y], lambda _: {"y": np.ones(1, np.float32)})), [])
+    assert [(each.name, to_array(each).tolist()) for each in outcome.outputs] == [("y", [1])]
+    (outcome,) = run(serve(doubling()), [])
+    assert outcome.error is not None
+    assert outcome.error.message == "input 'x' is missing; the model takes: x FP32 [-1,3]"
+
+
 def test_tensors_are_answered_with_the_outputs_that_each_request_names() -> None:
     model = adding()
     served = serve(model)
@@ -342,6 +351,22 @@ def test_bfloat16_is_written_as_the_float32_that_it_is() -> None:
     assert np.load(io.BytesIO(outcome.outputs[0].data)).dtype == np.float32
     (outcome,) = run(served, [to_tensor("x", X)])
     assert outcome.outputs[0].datatype == "BF16"
+
+
+def test_bfloat16_is_read_from_json_and_where_casts_are_allowed_from_files() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes", reason="has the type of BF16").bfloat16
+    x, y = TensorSpec("x", "BF16", (-1, 3)), TensorSpec("y", "FP32", (-1, 3))
+    model = Model([x], [y], lambda arrays: {"y": arrays["x"].astype(np.float32)})
+    assert answer(serve(model), raw("[[1, 0.5, 3]]")) == {"y": [[1.0, 0.5, 3.0]]}
+    assert model.batches[0]["x"].dtype == bfloat16
+    assert answer(serve(model, cast=True), raw(npy(X))) == {"y": [[1.0, 2.0, 3.0]]}
+    for sent, message in (
+        ("[[1, NaN, 3]]", "got no finite number: NaN at [0, 1]"),
+        (npy(X), 'expects BF16 [-1,3], got FP32 [1,3]; say "cast": true in the handler config'),
+    ):
+        error = answer(serve(model), raw(sent))
+        assert isinstance(error, BadTensor)
+        assert message in error.message
 
 
 def test_the_handler_config_can_allow_casts_and_nan() -> None:
