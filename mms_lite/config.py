@@ -132,8 +132,8 @@ class Config:
     model_control_mode: str = _option(
         "none",
         CONTROL_MODE,
-        "Who changes what is served from the repository: `none` nobody, `poll` the folder, `explicit` clients"
-        " of KServe v2's load and unload.",
+        "What changes which models of the repository are served, besides the management API: `none` nothing,"
+        " `poll` the folder, `explicit` KServe v2's load and unload.",
     )
     repository_poll_s: float = _option(
         15.0,

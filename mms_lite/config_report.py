@@ -82,6 +82,8 @@ def banner(loaded: LoadedConfig, *, cpus: int, gpus: int, workers: int) -> list[
         "Management address": config.management_address,
         "Metrics address": config.metrics_address,
         "Model Store": config.model_store and _absolute(config.model_store),
+        "Model repository": config.model_repository and _absolute(config.model_repository),
+        "Model control mode": config.model_control_mode,
         "Initial Models": config.load_models or None,
         "Log dir": _absolute(config.log_location),
         "Metrics dir": _absolute(config.metrics_location),

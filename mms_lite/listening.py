@@ -234,6 +234,11 @@ class Listening:
         self._authoriser = Authoriser(token, config.cors_allowed_origin, hosts)
         self._note(f"other machines need the token in {self._token_file} to manage")
 
+    def _controls(self, endpoint: _Endpoint) -> bool:
+        """Tell whether models can be loaded and unloaded at an address."""
+        explicit = self._config.model_control_mode == "explicit"
+        return _MANAGEMENT in endpoint.apis or (explicit and bool({_INFERENCE, _GRPC} & set(endpoint.apis)))
+
     def _by_default(self, name: str) -> bool:
         return self._loaded.origins.get(name) == "default"
 
@@ -243,10 +248,12 @@ class Listening:
             return
         able = {_INFERENCE: "use the models", _GRPC: "use the models", _METRICS: "read the metrics"}
         if self._token_file is None:
+            if self._config.model_control_mode == "explicit":
+                able[_INFERENCE] = able[_GRPC] = "use, load and unload the models (management_open=true)"
             able[_MANAGEMENT] = "load, scale and unload models (management_open=true)"
         open_to_all = [able[api] for api in endpoint.apis if api in able]
         says = [f"whoever reaches it can {' and '.join(open_to_all)}"] if open_to_all else []
-        if _MANAGEMENT in endpoint.apis and self._token_file is not None:
+        if self._controls(endpoint) and self._token_file is not None:
             says.append(f"other machines need the token in {self._token_file} to manage")
         _log.warning("Listening on %s: %s.", bound, "; ".join(says))
 
