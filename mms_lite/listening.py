@@ -225,14 +225,17 @@ class Listening:
             managing += filter(None, [config.inference_address, config.grpc_address])
         addresses = (address.host.lower() for address in managing)
         hosts = frozenset(("localhost", socket.gethostname().lower(), *addresses))
-        if all(map(is_local, managing)) or config.management_open:
+        local = all(map(is_local, managing))
+        # A proxy on this machine is put before the inference address, rarely before that of the management.
+        if config.management_open or (local and config.model_control_mode != "explicit"):
             self._authoriser = Authoriser(None, config.cors_allowed_origin, hosts)
             return
         named = config.management_token_file
         self._token_file = named or instance.pid_file.with_name(TOKEN_FILE)
         token = await asyncio.to_thread(read_token, self._token_file, default_place=named is None)
         self._authoriser = Authoriser(token, config.cors_allowed_origin, hosts)
-        self._note(f"other machines need the token in {self._token_file} to manage")
+        if not local:
+            self._note(f"other machines need the token in {self._token_file} to manage")
 
     def _controls(self, endpoint: _Endpoint) -> bool:
         """Tell whether models can be loaded and unloaded at an address."""

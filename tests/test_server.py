@@ -559,3 +559,43 @@ async def test_a_model_gets_a_worker_for_each_gpu_else_for_each_cpu(
     models, _ = Server(loaded, report=lambda _: None, access=lambda *_: None)._build(tmp_path)
     spec = models.read(LoadOptions(url="m", name="m", handler="service:handle"))
     assert (spec.min_workers, len(spec.devices)) == (workers, gpus)
+
+
+async def test_loading_through_a_proxy_needs_the_token_also_where_all_addresses_are_local(
+    running: Running, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.serve(wait_until, model_control_mode="explicit")
+
+    load = "/v2/repository/models/nobody/load"
+    token = (running.folder / ".model_server.token").read_text().strip()
+    assert "Listening" not in caplog.text
+    for target in (load, "/v2/repository/models/nobody/unload", "/v1/config/reload"):
+        status, answer = await running.ask("inference", target, PROXIED, method="POST")
+        assert status == 401
+        assert "Authorization: Bearer" in answer
+    here, _ = await running.ask("inference", load, method="POST")
+    authorised, _ = await running.ask(
+        "inference", load, PROXIED, f"authorization: bearer {token}", method="POST"
+    )
+    assert here == authorised
+    assert here not in (200, 401, 403)
+
+
+async def test_nobody_loads_through_the_inference_address_unless_control_is_explicit(
+    running: Running, wait_until: Wait
+) -> None:
+    await running.serve(wait_until)
+
+    for target in ("/v2/repository/models/nobody/load", "/v1/config/reload"):
+        assert (await running.ask("inference", target, method="POST"))[0] == 403
+
+
+async def test_who_can_load_models_is_said_where_nobody_needs_a_token(
+    running: Running, wait_until: Wait, caplog: pytest.LogCaptureFixture
+) -> None:
+    await running.serve(
+        wait_until, inference_address=OPEN, model_control_mode="explicit", management_open=True
+    )
+
+    (told,) = [message for message in caplog.messages if "Listening" in message]
+    assert "whoever reaches it can use, load and unload the models (management_open=true)" in told

@@ -14,7 +14,7 @@ from mms_lite.frontends.message import HttpRequest
 
 GUARDED = Authoriser(b"secret")
 AFAR = "192.0.2.7:4000"
-HERE = ["127.0.0.1:4000", "127.9.8.7:4000", "[::1]:4000", "[::ffff:127.0.0.1]:4000"]
+HERE = ["127.0.0.1:4000", "127.9.8.7:4000", "[::1]:4000", "[::ffff:127.0.0.1]:4000", ""]
 
 
 def request(remote: str = AFAR, *headers: tuple[str, str]) -> HttpRequest:
@@ -85,7 +85,7 @@ def test_who_is_on_this_machine_needs_no_token(remote: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "remote", [AFAR, "[2001:db8::1]:4000", "[::ffff:192.0.2.7]:4000", "0.0.0.0:1", "[fe80::1%eth0]:1", ""]
+    "remote", [AFAR, "[2001:db8::1]:4000", "[::ffff:192.0.2.7]:4000", "0.0.0.0:1", "[fe80::1%eth0]:1"]
 )
 def test_who_is_elsewhere_needs_it(remote: str) -> None:
     assert refused(request(remote))
