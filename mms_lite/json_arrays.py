@@ -25,7 +25,7 @@ from mms_lite.types import TensorSpec
 
 _MOST_AXES = 32  # numpy's own limit before 2.0
 _MOST_SHOWN = 80  # characters of a value in a message
-_EXACT = 1 << 53  # above it a float is not the integer that was written
+_EXACT = 1 << 53  # from it on a float may not be the integer that was written
 _SHORT = (np.dtype(np.float16), np.dtype(np.float32))
 _COMPACT = (",", ":")  # between elements, after names
 _NUMBERS = frozenset({int, float})
@@ -232,7 +232,7 @@ def _integers(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> Array:
 
 
 def _is_whole(number: float) -> bool:
-    return number.is_integer() and abs(number) <= _EXACT
+    return number.is_integer() and abs(number) < _EXACT
 
 
 def _booleans(flat: list[Any], shape: Sequence[int], spec: TensorSpec) -> Array:

@@ -32,6 +32,7 @@ LATENCIES_S = (
     60.0,
 )
 ROWS = tuple(float(1 << power) for power in range(11))
+_MOST_SIZES = 1024  # of batches that are told apart
 
 
 class Histogram:
@@ -71,8 +72,10 @@ REASONS = ("queue_full", "model_not_ready", "no_workers", "deadline_exceeded")  
 class VersionMetrics:
     """What one version of a model has seen. `requests` is by protocol and the code that was sent.
 
-    `batches` is by number of rows: how many there were and the seconds that they ran. `failed` counts jobs
-    that ended in an error and `failed_s` how long they had taken; `last_batch_at` is wall-clock time.
+    `batches` is by number of rows: how many were run of which something was answered, and in what time;
+    `answered_rows` are the rows of all that was, and `answered_queue_s` is how long it had waited. `failed`
+    counts jobs that ended in an error and `failed_s` how long they had taken; `last_batch_at` is wall-clock
+    time.
     """
 
     requests: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -83,6 +86,8 @@ class VersionMetrics:
     failed_s: float = 0.0
     last_batch_at: float = 0.0
     batches: dict[int, tuple[int, float]] = field(default_factory=dict)
+    answered_rows: int = 0
+    answered_queue_s: float = 0.0
     queue_s: Histogram = field(default_factory=_latencies)
     batch_wait_s: Histogram = field(default_factory=_latencies)
     inference_s: Histogram = field(default_factory=_latencies)
@@ -94,20 +99,27 @@ class VersionMetrics:
         key = protocol, code
         self.requests[key] = self.requests.get(key, 0) + 1
 
-    def end_batch(self, rows: int, spent_s: float) -> None:
-        """Take note of a batch that has run."""
+    def end_batch(self, rows: int, spent_s: float, *, answered: int) -> None:
+        """Take note of a batch that has run, and of how many of its rows were answered."""
         self.inference_s.observe(spent_s)
         self.batch_rows.observe(rows)
+        self.last_batch_at = time.time()
+        if not answered:
+            return
+        self.answered_rows += answered
+        if rows not in self.batches and len(self.batches) >= _MOST_SIZES:
+            rows = 1 << (rows - 1).bit_length()  # clients choose the sizes, and shall not fill the memory
         count, total_s = self.batches.get(rows, (0, 0.0))
         self.batches[rows] = count + 1, total_s + spent_s
-        self.last_batch_at = time.time()
 
-    def end_job(self, spent_s: float, *, failed: bool) -> None:
-        """Take note of a job that is settled."""
+    def end_job(self, spent_s: float, *, queued_s: float, failed: bool) -> None:
+        """Take note of a job that is settled, `queued_s` of whose time it had waited for a worker."""
         self.total_s.observe(spent_s)
         if failed:
             self.failed += 1
             self.failed_s += spent_s
+        else:
+            self.answered_queue_s += queued_s
 
     def refuse(self, error: ServingError) -> None:
         """Count a request that no worker was given."""
@@ -125,6 +137,8 @@ class VersionMetrics:
             failed_s=self.failed_s,
             last_batch_at=self.last_batch_at,
             batches=self.batches.copy(),
+            answered_rows=self.answered_rows,
+            answered_queue_s=self.answered_queue_s,
             queue_s=self.queue_s.copy(),
             batch_wait_s=self.batch_wait_s.copy(),
             inference_s=self.inference_s.copy(),

@@ -89,12 +89,14 @@ def to_array(tensor: Tensor) -> Array:
 def to_tensor(name: str, array: Array) -> Tensor:
     """Return the tensor of an array; its data is a view of the array where that is contiguous.
 
+    A text without an axis gets one: BYTES without a shape is a raw body.
+
     Raises:
         BadTensor: there is no datatype for it.
     """
     kind = datatype(array)
     if kind == BYTES:
-        return Tensor(name, kind, array.shape, _joined(array))
+        return Tensor(name, kind, array.shape or (1,), _joined(array))
     native = np.ascontiguousarray(array, DTYPES[kind])
     return Tensor(name, kind, array.shape, native.reshape(-1).view(np.uint8).data)
 

@@ -8,6 +8,7 @@ which arrives in a fresh bytearray of its own. End of file means that the other 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import socket
 import struct
@@ -27,6 +28,11 @@ _LENGTH = struct.Struct("!Q")
 _SCRATCH_BYTES = 16 * 1024  # what is read of a frame before its buffers are known, and then copied
 _DIRECT_BYTES = 8 * 1024  # a buffer that still wants this much is received in place, without a copy
 _LEAST_WAIT_S = 1e-6  # the system's unit; 0 would be for ever
+_UNCLEARED_BYTES = 64 * 1024  # a buffer of this size is worth a call of Python's own C interface
+# A bytearray whose memory is not cleared first: it is handed out only once it is filled.
+_uncleared = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_char_p, ctypes.c_ssize_t)(
+    ("PyByteArray_FromStringAndSize", ctypes.pythonapi)
+)
 _IOV_MAX = 512  # under every system's limit for one sendmsg
 DEFAULT_MAX_FRAME_BYTES = 1 << 30
 
@@ -266,7 +272,7 @@ class Decoder:
         total = len(self._lead) + sum(lengths)
         if total > self._max:
             raise ProtocolError(f"frame of {total} bytes is over the limit of {self._max}")
-        self._targets.extend(map(bytearray, lengths))
+        self._targets += [_uncleared(None, n) if n >= _UNCLEARED_BYTES else bytearray(n) for n in lengths]
 
 
 def _consume(pending: deque[memoryview], sent: int) -> None:

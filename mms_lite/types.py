@@ -104,9 +104,9 @@ class ModelSpec:
     """Everything needed to load one version of a model.
 
     `path` is the folder with the model's files. `owns_path` says that the folder was made for this load
-    and is deleted when the version is unloaded. `devices` are GPU ids, dealt to workers in turn; empty
-    means CPU. `python` is the interpreter of the workers; None means the server's own. `config` is the
-    configuration of a model of a Triton repository (a ModelConfig as JSON, complete); None for others.
+    and is deleted when the version is unloaded. `devices` are GPU ids, dealt to workers in turn; None
+    and empty mean CPU. `python` is the interpreter of the workers; None means the server's own. `config` is
+    the configuration of a model of a Triton repository (a ModelConfig as JSON, complete); None for others.
     `scratch` is the folder in which workers make the folders that they work in, instead of in `path`.
     """
 
@@ -117,13 +117,13 @@ class ModelSpec:
     handler: str = ""
     owns_path: bool = False
     batch_size: int = 1
-    max_batch_delay_ms: int = 0
+    max_batch_delay_ms: float = 0
     min_workers: int = 1
     max_workers: int = 1
     queue_size: int = 100
     response_timeout_s: float = 120.0
     load_timeout_s: float = 600.0
-    devices: tuple[int, ...] = ()
+    devices: tuple[int | None, ...] = ()
     python: str | None = None
     runtime: str = "python"
     isolate_failures: bool = True

@@ -381,6 +381,18 @@ def decode_signature(loaded: Mapping[str, Any]) -> Signature:
     return Signature(sides[0], sides[1], loaded.get("takes_tensors") is True)
 
 
+def decode_completed(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a LOADED frame says that the model adds to its configuration, by field.
+
+    Raises:
+        ProtocolError: it is not that.
+    """
+    config = loaded.get("config", {})
+    if not isinstance(config, dict):
+        raise ProtocolError("malformed LOADED frame: its config is not an object")
+    return config
+
+
 def encode_ids(job_ids: Iterable[int]) -> bytes:
     """Return the meta block of a STARTED or CANCEL frame."""
     return b"".join(map(_IDS.pack, job_ids))

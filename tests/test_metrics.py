@@ -77,3 +77,22 @@ def test_every_reason_is_there_from_the_start_and_is_the_code_of_an_error_or_no_
         if isinstance(kind, type) and issubclass(kind, ServingError)
     }
     assert set(REASONS) - codes == {"no_workers"}
+
+
+def test_sizes_of_batches_are_told_apart_up_to_a_number_of_them_and_then_roughly() -> None:
+    metrics = VersionMetrics()
+    for rows in range(1, 5001):
+        metrics.end_batch(rows, 0.5, answered=rows)
+    assert len(metrics.batches) <= 1024 + 64
+    assert metrics.batches[1000] == (1, 0.5)
+    assert metrics.batches[2048] == (1024, 512.0)  # those of 1025 to 2048 rows
+    assert sum(count for count, _ in metrics.batches.values()) == 5000
+    assert metrics.answered_rows == sum(range(1, 5001))
+
+
+def test_a_batch_of_which_nothing_was_answered_is_timed_and_no_execution() -> None:
+    metrics = VersionMetrics()
+    metrics.end_batch(4, 0.5, answered=0)
+    metrics.end_batch(4, 0.5, answered=3)
+    assert (metrics.batches, metrics.answered_rows) == ({4: (1, 0.5)}, 3)
+    assert (sum(metrics.inference_s.counts), metrics.batch_rows.sum) == (2, 8)

@@ -84,6 +84,12 @@ def test_bytes_that_do_not_hold_their_elements_are_refused(data: bytes, shape: l
         to_array(text_tensor(data, shape))
 
 
+@pytest.mark.parametrize("word", [np.array("é"), np.array(b"\xc3\xa9", np.object_)])
+def test_a_text_without_an_axis_gets_one_as_without_it_would_be_a_body(word: np.ndarray) -> None:
+    tensor = to_tensor("x", word)
+    assert (tensor.shape, to_array(tensor).tolist()) == ((1,), ["é".encode()])
+
+
 def test_no_elements_and_empty_elements_are_something_else() -> None:
     assert to_array(text_tensor(b"", [0, 4])).shape == (0, 4)
     assert to_array(text_tensor(packed(b"", b""), [2])).tolist() == [b"", b""]

@@ -27,13 +27,14 @@ class Batch:
     jobs: dict[int, Job]
     enqueued_at: float  # of its first job
     rows: int = 0
+    answered: int = 0  # of its rows
     turn_at: float = 0.0  # when no other batch was before it any more
     due: float = 0.0  # when it has taken too long; set when its turn comes
 
     def end(self, metrics: VersionMetrics) -> float:
         """Take note that a batch that was begun is over; return how long it took."""
         spent_s = time.monotonic() - self.turn_at
-        metrics.end_batch(self.rows, spent_s)
+        metrics.end_batch(self.rows, spent_s, answered=self.answered)
         if _log.isEnabledFor(logging.DEBUG):
             waited_s = self.turn_at - self.enqueued_at
             _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)

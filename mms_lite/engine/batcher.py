@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from mms_lite.errors import DeadlineExceeded, ModelNotReady, QueueFull, ServingError, from_wire
@@ -37,16 +37,25 @@ def rows(request: InferRequest) -> int:
 
 def batch_key(request: InferRequest) -> Any:
     """Return what two requests must share to run in one batch: None for raw parts without options."""
-    tensors = tuple((t.name, t.datatype, t.shape[1:]) for t in request.inputs if t.shape)
+    tensors, raw = tensor_key(request)
     if not tensors and not request.parameters and request.outputs is None:
         return None
     options = json.dumps(request.parameters, sort_keys=True, default=str) if request.parameters else ""
-    raw = any(t.datatype == BYTES and not t.shape for t in request.inputs)
     return tensors, raw, tuple(request.outputs) if request.outputs is not None else None, options
 
 
+def tensor_key(request: InferRequest) -> tuple[Any, bool]:
+    """Return what tensors have but for their first axis, and whether there are raw parts."""
+    tensors = tuple((t.name, t.datatype, t.shape[1:]) for t in request.inputs if t.shape)
+    return tensors, any(t.datatype == BYTES and not t.shape for t in request.inputs)
+
+
 class Job:
-    """A request on its way through one model. Settled once, whoever comes first; read through `answers`."""
+    """A request on its way through one model. Settled once, whoever comes first; read through `answers`.
+
+    `config` is that of a model of a Triton repository. Such models are given what each request of a batch
+    wants, so nothing but its tensors keeps one apart; without a max_batch_size, the first axis is no batch's.
+    """
 
     __slots__ = (
         "_stream",
@@ -58,24 +67,31 @@ class Job:
         "metrics",
         "on_death",
         "outcome",
+        "queued_s",
         "request",
         "returned",
         "size",
         "version",
     )
 
-    def __init__(self, request: InferRequest, version: str = "") -> None:
+    def __init__(
+        self, request: InferRequest, version: str = "", config: Mapping[str, Any] | None = None
+    ) -> None:
         self.id = next(_ids)
         self.request = request
         self.size: int
         self.key: Any
         self.version = version  # the one that answers
         plain = request.outputs is None and not request.parameters
-        if plain and len(request.inputs) == 1 and not request.inputs[0].shape:  # one raw part
+        if config is not None:
+            self.size = rows(request) if config["max_batch_size"] else 1
+            self.key = tensor_key(request)
+        elif plain and len(request.inputs) == 1 and not request.inputs[0].shape:  # one raw part
             self.size, self.key = 1, None
         else:
             self.size, self.key = rows(request), batch_key(request)
         self.enqueued_at = 0.0
+        self.queued_s = 0.0  # how long it waited for a worker
         self.metrics: VersionMetrics | None = None  # of the queue that it was put into
         self.returned = 0  # how many workers ended before they had started it
         self.dead = False  # nobody waits for it any more
@@ -106,7 +122,8 @@ class Job:
             self.outcome = outcome
             if self.metrics is not None:
                 spent_s = time.monotonic() - self.enqueued_at
-                self.metrics.end_job(spent_s, failed=outcome.error is not None)
+                failed = outcome.error is not None
+                self.metrics.end_job(spent_s, queued_s=self.queued_s, failed=failed)
         self._stream.append(outcome)
         self._wake()
 
@@ -214,12 +231,12 @@ class JobQueue:
         limit: int,
         *,
         batch_size: int = 1,
-        max_batch_delay_ms: int = 0,
+        max_batch_delay_ms: float = 0,
         metrics: VersionMetrics | None = None,
     ) -> None:
         self.metrics = VersionMetrics() if metrics is None else metrics
         self._limit = limit
-        self._batch_size = batch_size
+        self.batch_size = batch_size  # rows of a full batch
         self._delay_s = max_batch_delay_ms / 1000
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._idle: deque[Take] = deque()  # who asked for a batch, in order of asking
@@ -428,7 +445,7 @@ class JobQueue:
         """
         selected: list[Job] = []
         expired: list[Job] = []
-        room = self._batch_size
+        room = self.batch_size
         for job in self._jobs.values():
             if job.request.deadline is not None and job.expired:
                 expired.append(job)
@@ -449,7 +466,8 @@ class JobQueue:
             del self._jobs[job.id]
             job.on_death = None
             if not job.returned:  # else it has been counted
-                self.metrics.queue_s.observe(now - job.enqueued_at)
+                job.queued_s = now - job.enqueued_at
+                self.metrics.queue_s.observe(job.queued_s)
         self.metrics.batch_wait_s.observe(waited_s)
         self._free_room(len(batch))
         return batch

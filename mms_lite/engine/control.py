@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -18,7 +19,8 @@ from mms_lite.engine.repository import Repository, Stamp, check_name
 from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ServingError
 from mms_lite.types import RepositoryEntry, RepositoryState, VersionState
 
-_UNLOADED = "unloaded"  # Triton's word: such a version does not keep the server from being ready
+_UNLOADED = "unloaded"  # Triton's word
+_MOST_UNLOADED = 1000  # versions that are gone and remembered
 _STATES = {
     VersionState.READY: RepositoryState.READY,
     VersionState.LOADING: RepositoryState.LOADING,
@@ -29,10 +31,26 @@ _STATES = {
 _log = logging.getLogger("mms_lite.engine")
 
 
+@dataclass(slots=True)
+class _Record:
+    """What is known of a name that was to be loaded, or that was looked at.
+
+    `source` are the files that its versions were loaded from; None if a client sent others, which are kept.
+    `tried` are those that were read last, whatever became of it, `seen` those of the last look. `failures`
+    say why versions are not served, or not renewed; "" is for all of the name.
+    """
+
+    wanted: bool = False  # it was to be loaded, and not unloaded since
+    source: Stamp | None = field(default_factory=dict)
+    tried: Stamp | None = None
+    seen: Stamp | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+
+
 class ModelControl:
     """Loads and unloads models of the repository by name.
 
-    With `follows_all`, `rescan` loads models that are new in the repository and unloads deleted ones.
+    With `follows_all`, a look loads models that are new in the repository and unloads deleted ones.
     """
 
     def __init__(
@@ -43,20 +61,14 @@ class ModelControl:
         self._lifecycle = lifecycle
         self._follows_all = follows_all
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # live while in use
-        self._wanted: set[str] = set()  # names that were to be loaded, and not unloaded since
-        # The files that were last read of a name; None if it was loaded with others, which are kept.
-        self._stamps: dict[str, Stamp | None] = {}
-        # Why a version is not served, or not renewed; "" for all of a name.
-        self._reasons: dict[str, dict[str, str]] = {}
+        self._records: dict[str, _Record] = {}
+        self._unloaded: dict[tuple[str, str], None] = {}  # names and versions, the latest last
+        self._unreadable = ""  # why the last look of a poll saw no repository
 
     @property
     def failed(self) -> bool:
-        """Whether something that was to be loaded is not served."""
-        return any(
-            reason != _UNLOADED and not self._is_served(name, version)
-            for name, reasons in self._reasons.items()
-            for version, reason in reasons.items()
-        )
+        """Whether a model that was to be loaded is not served in any version."""
+        return any(record.failures and not self._loaded(name) for name, record in self._records.items())
 
     async def load(
         self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
@@ -71,9 +83,7 @@ class ModelControl:
         check_name(name)
         async with self._lock(name):
             self._lifecycle.check_open()
-            stamp = None
-            if config is None:
-                stamp = await self._lifecycle.read(partial(self._repository.stamp, name))
+            stamp = None if config is not None else await self._stamp(name, asked=True)
             await self._read_and_serve(name, stamp, config=config, files=files)
 
     async def unload(self, name: str) -> None:
@@ -84,35 +94,77 @@ class ModelControl:
         """
         async with self._lock(name):
             models = self._loaded(name)
-            if not models and name not in self._reasons:
+            failed = name in self._records and self._records[name].failures
+            if not models and not failed and not any(name == gone for gone, _ in self._unloaded):
                 raise InvalidRequest("Model to be unloaded has not been served")
             self._take_out(name, models)
         await self._lifecycle.close_all(models)
 
-    def note_unloaded(self, models: Iterable[Model]) -> None:
-        """Take note that versions have left the registry."""
-        for model in models:
-            name = model.spec.name
-            self._reasons.setdefault(name, {})[model.spec.version] = _UNLOADED
-            if not self._loaded(name):
-                self._wanted.discard(name)
+    async def take_out(self, name: str, version: str | None) -> list[Model]:
+        """Take a version or all of a name out of the registry, after a load of it that is under way.
+
+        The caller closes them.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it is not there.
+        """
+        async with self._lock(name):
+            models = [self._registry.get(name, version)] if version else self._registry.versions(name)
+            if len(models) == len(self._loaded(name)):
+                self._take_out(name, models)
+            else:
+                self._registry.remove(models[0])
+                self._note_unloaded(name, models[0].spec.version)
+        return models
 
     async def rescan(self) -> bool:
         """Look at the repository again and serve what is there now; tell whether that changed anything.
 
-        A model that cannot be loaded is told of in the log and in the index, and stays as it was.
+        Raises:
+            LoadError: it cannot be read, or models of it cannot be loaded, which stay as they were. The
+                others have been looked at. Details: models, their names.
         """
-        names = set(self._wanted)
-        if self._follows_all:
-            try:
-                names.update(await self._lifecycle.read(self._repository.names))
-            except LoadError as error:  # nobody has deleted what cannot be seen for the moment
-                _log.error("%s", error.message)
-                return False
-        return any(await asyncio.gather(*map(self._follow, sorted(names))))
+        names = await self._followed()
+        looks = await asyncio.gather(*(self._look(name, polling=False) for name in names))
+        failed = {
+            name: look for name, look in zip(names, looks, strict=True) if isinstance(look, ServingError)
+        }
+        if failed:
+            told = "; ".join(f"{name}: {error.message}" for name, error in failed.items())
+            raise LoadError(told, models=list(failed))
+        return any(look is True for look in looks)
 
-    def index(self) -> list[RepositoryEntry]:
+    async def poll(self) -> None:
+        """Look at the repository as `rescan` does, but wait for no model: the loads go on by themselves.
+
+        A model that is being changed is left to the next look. Files count once they were the same in two
+        looks: what is still being copied is no model yet. Failures are logged once.
+        """
+        try:
+            names = await self._followed()
+        except LoadError as error:  # nobody has deleted what cannot be seen for the moment
+            if error.message != self._unreadable:
+                _log.error("%s", error.message)
+            self._unreadable = error.message
+            return
+        self._unreadable = ""
+        for name in names:
+            if not self._lock(name).locked():
+                self._lifecycle.background(self._look(name, polling=True))
+
+    async def index(self) -> list[RepositoryEntry]:
         """Return the versions that are or were to be loaded, and the names of the other models there."""
+        try:
+            names = await asyncio.to_thread(self._repository.names)
+        except LoadError as error:
+            _log.error("%s", error.message)
+            names = []
+        entries = self.entries()
+        named = {entry.name for entry in entries}
+        return _sorted([*entries, *(RepositoryEntry(name) for name in names if name not in named)])
+
+    def entries(self) -> list[RepositoryEntry]:
+        """Return the versions that are or were to be loaded; reads no files."""
         found: dict[tuple[str, str], RepositoryEntry] = {}
 
         def put(name: str, version: str, state: RepositoryState, reason: str = "") -> None:
@@ -121,59 +173,83 @@ class ModelControl:
         for model in self._registry.list():
             name, version = model.spec.name, model.spec.version
             status = model.status(is_default=False)
-            reasons = self._reasons.get(name, {})
-            reason = status.detail or reasons.get(version) or reasons.get("", "")
-            put(name, version, _STATES[status.state], "" if reason == _UNLOADED else reason)
+            failures = self._records[name].failures if name in self._records else {}
+            state = _STATES[status.state]
+            detail = status.detail or failures.get(version) or failures.get("", "")
+            if state is RepositoryState.READY and not model.has_workers:
+                state, detail = RepositoryState.UNAVAILABLE, detail or "it has no workers"
+            put(name, version, state, detail)
         for model in self._lifecycle.incoming:
             put(model.spec.name, model.spec.version, RepositoryState.LOADING)
         for model in self._lifecycle.leaving:
             put(model.spec.name, model.spec.version, RepositoryState.UNLOADING)
         named = {name for name, _ in found}
-        for name, reasons in self._reasons.items():
-            for version, reason in reasons.items():
+        for name, record in self._records.items():
+            for version, reason in record.failures.items():
                 if version or name not in named:
                     put(name, version, RepositoryState.UNAVAILABLE, reason)
-        named = {name for name, _ in found}
-        entries = [*found.values(), *(RepositoryEntry(name) for name in self._names() if name not in named)]
-        return sorted(entries, key=lambda entry: (entry.name, version_order(entry.version)))
+        for name, version in self._unloaded:
+            if version:
+                put(name, version, RepositoryState.UNAVAILABLE, _UNLOADED)
+        return _sorted(found.values())
 
-    def _names(self) -> list[str]:
-        try:
-            return self._repository.names()
-        except LoadError as error:
-            _log.error("%s", error.message)
-            return []
+    async def _followed(self) -> list[str]:
+        """Return the names to look at."""
+        if not self._follows_all:
+            return sorted(name for name, record in self._records.items() if record.wanted)
+        return sorted({*self._records, *await self._lifecycle.read(self._repository.names)})
 
-    async def _follow(self, name: str) -> bool:
+    async def _look(self, name: str, *, polling: bool) -> bool | ServingError:
+        """Serve a model as its files are now; tell whether that changed anything, or why it did not."""
         async with self._lock(name):
             try:
-                return await self._renew(name)
+                return await self._renew(name, polling=polling)
             except ServingError as error:
-                _log.error("Model %s stays as it was: %s", name, error.message)
+                failure = error
             except Exception:  # of one model: the others are looked at
                 _log.exception("Model %s stays as it was", name)
-            return False
+                return ServingError("internal error")
+        if not self._lifecycle.draining:
+            _log.error("Model %s stays as it was: %s", name, failure.message)
+        return failure
 
-    async def _renew(self, name: str) -> bool:
-        """Serve a model as its files are now; tell whether that changed anything."""
-        known = self._stamps.get(name, {})
-        if known is None:
+    async def _renew(self, name: str, *, polling: bool) -> bool:
+        record = self._record(name)
+        if record.source is None:
             return False
-        stamp = await self._lifecycle.read(partial(self._repository.stamp, name))
+        before = record.failures
+        try:
+            stamp = await self._stamp(name, asked=False)
+        except LoadError:
+            if polling and before == record.failures:  # it has been told
+                return False
+            raise
+        steady, record.seen = stamp == record.seen, stamp
+        if polling and not steady:
+            return False
         if stamp is None:
-            return await self._remove(name)
-        if stamp == known:
+            return self._remove(name)
+        if stamp == record.tried and (polling or not record.failures):
             return False
-        models = self._loaded(name)
-        keep = {model.spec.version for model in models if model.ready and _is_same(model, known, stamp)}
+        source = record.source
+        keep = {m.spec.version for m in self._loaded(name) if m.ready and _is_same(m, source, stamp)}
         return await self._read_and_serve(name, stamp, keep=keep)
 
-    async def _remove(self, name: str) -> bool:
+    async def _stamp(self, name: str, *, asked: bool) -> Stamp | None:
+        try:
+            return await self._lifecycle.read(partial(self._repository.stamp, name))
+        except LoadError as error:
+            record = self._record(name)
+            if asked or record.wanted or record.tried is None:  # else it was unloaded
+                record.wanted, record.tried, record.failures = True, None, {"": error.message}
+            raise
+
+    def _remove(self, name: str) -> bool:
         if not self._follows_all:
             return False
         models = self._loaded(name)
         self._take_out(name, models)
-        self._stamps.pop(name, None)
+        del self._records[name]
         self._lifecycle.background(self._lifecycle.close_all(models))
         return bool(models)
 
@@ -204,30 +280,51 @@ class ModelControl:
             reasons = error.details.get("versions") or dict.fromkeys(versions, error.message)
             self._note_failure(name, stamp, reasons)
             raise
-        self._wanted.add(name)
-        self._stamps[name] = stamp
-        now = self._loaded(name)
-        left = {model.spec.version for model in before} - {model.spec.version for model in now}
-        past = {version: _UNLOADED for version in (*self._reasons.get(name, {}), *left) if version}
-        self._reasons[name] = {
-            version: reason for version, reason in past.items() if not self._is_served(name, version)
-        }
+        left = {model.spec.version for model in before} - {model.spec.version for model in self._loaded(name)}
+        self._note_served(name, left)
+        record = self._record(name)
+        record.source = (stamp or {}) if config is None else None
+        record.tried = record.seen = stamp
         return bool(wanted or left)
 
+    def _note_served(self, name: str, left: Iterable[str]) -> None:
+        """Take note of a load that succeeded; versions that were served or had failed before are gone."""
+        record = self._record(name)
+        for version in (*record.failures, *left):
+            if version and not self._registry.has(name, version):
+                self._note_unloaded(name, version)
+        for model in self._loaded(name):
+            self._unloaded.pop((name, model.spec.version), None)
+        record.wanted, record.failures = True, {}
+
     def _note_failure(self, name: str, stamp: Stamp | None, reasons: Mapping[str, str]) -> None:
-        """Remember why a load failed. The same files are not tried again until somebody asks for it."""
-        self._wanted.add(name)
-        if stamp is not None or name not in self._stamps:
-            self._stamps[name] = stamp
-        self._reasons.setdefault(name, {}).update(reasons)
+        """Remember why a load failed. Polling does not try the same files again."""
+        record = self._record(name)
+        record.failures = dict(reasons)
+        if stamp is not None:  # not a client's
+            record.wanted, record.tried = True, stamp
+            record.source = record.source or {}
+
+    def _note_unloaded(self, name: str, version: str) -> None:
+        self._unloaded.pop((name, version), None)
+        self._unloaded[name, version] = None
+        if len(self._unloaded) > _MOST_UNLOADED:
+            del self._unloaded[next(iter(self._unloaded))]
 
     def _take_out(self, name: str, models: Iterable[Model]) -> None:
-        reasons = self._reasons.setdefault(name, {})
+        """Take all versions of a name out of the registry, and forget that it was to be loaded."""
+        gone = [model.spec.version for model in models]
         for model in models:
             self._registry.remove(model)
-            reasons[model.spec.version] = _UNLOADED
-        self._reasons[name] = dict.fromkeys((version for version in reasons if version), _UNLOADED)
-        self._wanted.discard(name)
+        if name in self._records:
+            record = self._records[name]
+            gone += record.failures
+            record.wanted, record.failures = False, {}
+        for version in gone:
+            self._note_unloaded(name, version)
+
+    def _record(self, name: str) -> _Record:
+        return self._records.setdefault(name, _Record())
 
     def _loaded(self, name: str) -> list[Model]:
         try:
@@ -235,11 +332,12 @@ class ModelControl:
         except ModelNotFound:
             return []
 
-    def _is_served(self, name: str, version: str) -> bool:
-        return self._registry.has(name, version) if version else bool(self._loaded(name))
-
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
+
+
+def _sorted(entries: Iterable[RepositoryEntry]) -> list[RepositoryEntry]:
+    return sorted(entries, key=lambda entry: (entry.name, version_order(entry.version)))
 
 
 def _is_same(model: Model, known: Stamp, stamp: Stamp) -> bool:

@@ -14,7 +14,7 @@ from mms_lite.engine.control import ModelControl
 from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.lifecycle import MAX_WORKERS, Lifecycle, Turn
 from mms_lite.engine.model import Model
-from mms_lite.engine.registry import Registry
+from mms_lite.engine.registry import Registry, version_order
 from mms_lite.engine.repository import Repository
 from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ModelNotReady, ServingError
 from mms_lite.metrics import Snapshot, VersionMetrics
@@ -155,15 +155,21 @@ class Engine:
         """
         await self._lifecycle.to_its_end(self._control.unload(name))
 
-    def repository_index(self) -> list[RepositoryEntry]:
+    async def repository_index(self) -> list[RepositoryEntry]:
         """Return the versions that are or were to be loaded, and the names of the other models there."""
-        return self._control.index()
+        return await self._control.index()
+
+    def version_entries(self) -> list[RepositoryEntry]:
+        """Return the index without the models that were never loaded: nothing is read for it."""
+        return self._control.entries()
 
     async def rescan(self) -> bool:
         """Look at the repository again: load, renew and unload what its files say; tell whether any did.
 
-        It concerns models that were loaded by name; with `poll_s` also new and deleted ones. One that cannot
-        be loaded stays as it was; log and index say why.
+        It concerns models that were loaded by name; with `poll_s` also new and deleted ones.
+
+        Raises:
+            LoadError: models cannot be loaded, and stay as they were; the others have been looked at.
         """
         return await self._lifecycle.to_its_end(self._control.rescan())
 
@@ -173,6 +179,7 @@ class Engine:
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
             ModelNotReady: it cannot answer.
+            InvalidRequest: the repository decides about the versions of its models.
         """
         model = self._registry.get(name, version)
         if not model.ready or not model.has_workers:
@@ -206,13 +213,12 @@ class Engine:
     async def unload(self, name: str, version: str | None = None) -> None:
         """Unload one version, or all: new requests find nothing, those that wait are answered first.
 
+        Where the model is just being loaded by name, it is unloaded once it is there.
+
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
         """
-        models = [self._registry.get(name, version)] if version else self._registry.versions(name)
-        for model in models:
-            self._registry.remove(model)
-        self._control.note_unloaded(models)
+        models = await self._control.take_out(name, version)
         await self._lifecycle.to_its_end(self._lifecycle.close_all(models))
 
     def describe(self, name: str, version: str | None = None) -> ModelStatus:
@@ -230,6 +236,15 @@ class Engine:
             ModelNotFound: it is not there.
         """
         return [self._status(model) for model in self._registry.versions(name)]
+
+    def ready_versions(self, name: str) -> list[str]:
+        """Return the versions of a model that can answer, in ascending order.
+
+        Raises:
+            ModelNotFound: it is not there.
+        """
+        ready = [model.spec.version for model in self._registry.versions(name) if model.ready]
+        return sorted(ready, key=version_order)
 
     def models(self) -> list[ModelStatus]:
         """Describe every version of every model, sorted by name."""
@@ -254,7 +269,10 @@ class Engine:
         return self._starting
 
     def ready(self) -> bool:
-        """Tell whether every model is ready that is not unloaded, and the server takes requests."""
+        """Tell whether all that is loaded is ready, and of each model that was asked for a version is served.
+
+        A new version that fails beside one that is served keeps nobody waiting.
+        """
         serving = not self._lifecycle.draining and all(m.ready for m in self._registry.list())
         return serving and not self._control.failed
 
@@ -327,7 +345,7 @@ class Engine:
         while True:
             await asyncio.sleep(interval_s)
             try:
-                await self.rescan()
+                await self._control.poll()
             except Exception:  # the next look may find the repository as it should be
                 _log.exception("Looking at the model repository failed")
 

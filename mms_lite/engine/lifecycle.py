@@ -114,7 +114,7 @@ class Lifecycle:
         Raises:
             LoadError: a version cannot be loaded. Details: versions, why by version.
         """
-        models = [self._model(spec) for spec in specs]
+        models = [self._model(self._as_before(spec)) for spec in specs]
         self.incoming.update(models)
         try:
             for model in models:
@@ -218,6 +218,21 @@ class Lifecycle:
         before = self._registry.get(spec.name, spec.version).spec
         return replace(spec, min_workers=before.min_workers, max_workers=before.max_workers)
 
+    def _as_before(self, spec: ModelSpec) -> ModelSpec:
+        """Give an archive what users said of what it replaces; the files of other models say it."""
+        if self._repository.decides_versions or not self._registry.has(spec.name, spec.version):
+            return spec
+        before = self._registry.get(spec.name, spec.version).spec
+        return replace(
+            spec,
+            handler=_chosen_handler(before, spec),
+            batch_size=before.batch_size,
+            max_batch_delay_ms=before.max_batch_delay_ms,
+            min_workers=before.min_workers,
+            max_workers=before.max_workers,
+            response_timeout_s=before.response_timeout_s,
+        )
+
     def _model(self, spec: ModelSpec) -> Model:
         name, version = spec.name, spec.version
         # What comes in another's place goes on with its numbers.
@@ -283,6 +298,13 @@ class Lifecycle:
             await model.close(drain_s=drain_s)
         finally:
             await asyncio.to_thread(self._repository.discard, model.spec)
+
+
+def _chosen_handler(before: ModelSpec, spec: ModelSpec) -> str:
+    """Return the handler that a user chose for the version before; without one, that of the new archive."""
+    stated, states = ((each.manifest or {}).get("model", {}).get("handler") for each in (before, spec))
+    chosen = before.handler != stated if stated else not states
+    return before.handler if chosen else spec.handler
 
 
 def _check_workers(spec: ModelSpec) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from mms_lite.engine.batcher import Job, JobQueue
 from mms_lite.engine.launcher import Launcher
 from mms_lite.engine.pool import Call, WorkerPool
+from mms_lite.engine.repository import model_config
 from mms_lite.errors import DeadlineExceeded, LoadError, ModelNotReady, QueueFull, ServingError
 from mms_lite.metrics import VersionMetrics
 from mms_lite.types import InferRequest, ModelSpec, ModelStatus, Signature, VersionState
@@ -38,6 +41,7 @@ class Model:
             metrics=self.metrics,
         )
         self._pool = WorkerPool(spec, self._queue, launcher=launcher, cores=cores, call=call)
+        self._pool.on_completed = self._complete
 
     @property
     def signature(self) -> Signature:
@@ -85,7 +89,7 @@ class Model:
         """
         try:
             self.check()
-            job = Job(request, self.spec.version)
+            job = Job(request, self.spec.version, self.spec.config)
             self._queue.put(job)
         except (ModelNotReady, QueueFull) as error:
             self.metrics.refuse(error)
@@ -100,7 +104,7 @@ class Model:
         """
         try:
             self.check()
-            job = Job(request, self.spec.version)
+            job = Job(request, self.spec.version, self.spec.config)
             await self._queue.put_when_room(job)
         except (ModelNotReady, DeadlineExceeded) as error:
             self.metrics.refuse(error)
@@ -158,3 +162,20 @@ class Model:
             # Why it failed may name files of the server: `describe` tells it, not an answer to a client.
             why = "failed to load" if isinstance(failure, LoadError) else "has no workers"
             raise ModelNotReady(f"model {name} {why}", no_workers=True)
+
+    def _complete(self, said: Mapping[str, Any]) -> None:
+        """Take over what the model adds to its configuration: all its workers say the same, the first counts.
+
+        Workers are given the configuration as it was written, each time.
+
+        Raises:
+            LoadError: what it says cannot be used.
+        """
+        config = self.spec.config
+        if config is not None and said:
+            config = model_config.with_completed(config, said)
+            self.spec = replace(self.spec, config=config)
+            if config.get("dynamic_batching") is not None:
+                self._queue.batch_size = batch_size = model_config.batch_size(config)
+                self.spec = replace(self.spec, batch_size=batch_size)
+        self._pool.on_completed = None

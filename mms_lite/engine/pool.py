@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from mms_lite.engine.batcher import JobQueue
 from mms_lite.engine.launcher import Channel, Launcher
@@ -34,6 +35,7 @@ class WorkerPool:
         self.queue = queue
         self.call = call
         self.signature = Signature()  # what the workers said when they had loaded the model
+        self.on_completed: Callable[[Mapping[str, Any]], None] | None = None  # what else they said
         self._launcher = launcher
         self._cores = cores
         self._workers: list[Worker] = []
@@ -75,6 +77,12 @@ class WorkerPool:
         """Start a worker's process, for `Worker`."""
         threads = threads_per_worker(self._cores, len(self._workers))
         return self._launcher.start(self.spec, name, threads, on_frame)
+
+    def loaded(self, signature: Signature, completed: Mapping[str, Any]) -> None:
+        """Take note of what a worker says of the model that it has loaded, for `Worker`."""
+        self.signature = signature
+        if self.on_completed is not None:
+            self.on_completed(completed)
 
     def gave_up(self) -> None:
         """Take note that a worker failed for good, for `Worker`: with none left, nobody waits in vain."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from mms_lite.engine.model import Model
-from mms_lite.errors import ModelConflict, ModelNotFound, VersionNotFound
+from mms_lite.errors import InvalidRequest, ModelConflict, ModelNotFound, VersionNotFound
 
 
 class Registry:
     """The loaded models. Pure bookkeeping: nothing here waits or runs.
 
-    With `highest_is_default` the highest version that can answer is the default, else the first that came.
+    With `highest_is_default` the highest version that can answer is the default. Else it is the first that
+    came, until it goes or another is made it; one that goes hands over to the last that can answer.
     """
 
     def __init__(self, *, highest_is_default: bool = False) -> None:
@@ -18,7 +19,13 @@ class Registry:
         self._defaults: dict[str, str] = {}
 
     def set_default(self, model: Model) -> None:
-        """Let this version, if it is still there, answer when none is named."""
+        """Let this version, if it is still there, answer when none is named.
+
+        Raises:
+            InvalidRequest: it is not for users to say.
+        """
+        if self._highest_is_default:
+            raise InvalidRequest("the highest version of a model that can answer is the default one")
         if self.has(model.spec.name, model.spec.version):
             self._defaults[model.spec.name] = model.spec.version
 
@@ -30,8 +37,8 @@ class Registry:
         elif self._highest_is_default or self._defaults.get(name) not in versions:
             able = [each for each, model in versions.items() if model.ready and model.has_workers]
             candidates = able or list(versions)
-            highest = max(candidates, key=version_order)
-            self._defaults[name] = highest if self._highest_is_default else candidates[-1]
+            highest = self._highest_is_default
+            self._defaults[name] = max(candidates, key=version_order) if highest else candidates[-1]
 
     def add(self, model: Model) -> None:
         """Add a version; the first of a name becomes the default.
@@ -87,7 +94,7 @@ class Registry:
         return list(self._models[name].values())
 
     def remove(self, model: Model) -> None:
-        """Take a version out; a default that goes hands over to the last one that can answer, if any."""
+        """Take a version out."""
         name, version = model.spec.name, model.spec.version
         versions = self._models.get(name, {})
         if versions.get(version) is not model:

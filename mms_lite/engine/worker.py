@@ -200,7 +200,8 @@ class Worker:
         if self._loaded.done():
             reported = self._loaded.result().get("error")
             if reported is None:
-                self._pool.signature = wire.decode_signature(self._loaded.result())
+                said = self._loaded.result()
+                self._pool.loaded(wire.decode_signature(said), wire.decode_completed(said))
                 self._log_load(time.monotonic() - begin)
                 return None
             error: ServingError = from_wire(reported)
@@ -374,6 +375,8 @@ class Worker:
         job.finish(outcome)
         if not outcome.final:
             return
+        if outcome.error is None:
+            batch.answered += job.size
         job.on_death = None
         del batch.jobs[outcome.job_id]
         self._pool.queue.count_answer()

@@ -141,7 +141,9 @@ def _way_out(default_place: bool) -> str:
 
 def _comes_from_here(request: HttpRequest) -> bool:
     host = request.remote.rpartition(":")[0].strip("[]")  # none: a Unix socket
-    return (not host or _is_loopback(host)) and not any(name.lower() in _FORWARDED for name, _ in request.headers)
+    return (not host or _is_loopback(host)) and not any(
+        name.lower() in _FORWARDED for name, _ in request.headers
+    )
 
 
 def _is_address(host: str) -> bool:

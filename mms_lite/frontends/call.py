@@ -7,10 +7,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from mms_lite.errors import ServingError
+from mms_lite.errors import HandlerError, InvalidRequest, ServingError
 from mms_lite.frontends.message import HttpRequest
+
+# A model's own error: the codes that it may name, and those of its HTTP status (google/rpc/code.proto).
+_CHOICE = frozenset(("UNKNOWN", "NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED"))
+_OF_HTTP = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+    507: "RESOURCE_EXHAUSTED",
+}
 
 
 @dataclass(slots=True)
@@ -33,6 +49,7 @@ class Call:
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
 Stream = Callable[[AsyncIterator[bytes], Call], AsyncGenerator[bytes, None]]
+"""Answers come in the order of the messages: with each, the oldest message counts as held no more."""
 
 
 class RpcService(Protocol):
@@ -49,3 +66,29 @@ class RpcService(Protocol):
 
     def spell(self, error: ServingError, method: str) -> tuple[str, str]:
         """Return the name of the gRPC status code, such as "NOT_FOUND", and the message for an error."""
+
+
+def parse(kind: Any, received: bytes) -> Any:
+    """Return the message of this class that the bytes are.
+
+    Raises:
+        InvalidRequest: they are none.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return kind.FromString(received)
+    except DecodeError as error:
+        raise InvalidRequest(f"the message is no valid {kind.DESCRIPTOR.full_name}") from error
+
+
+def chosen_code(error: ServingError) -> str | None:
+    """Return the name of the gRPC status that a model has chosen for its error, None if it has not."""
+    if not isinstance(error, HandlerError):
+        return None
+    code, status = error.details.get("grpc"), error.details.get("status")
+    if isinstance(code, str) and code in _CHOICE:
+        return code
+    if type(status) is not int or not 400 <= status <= 599:
+        return None
+    return _OF_HTTP.get(status, "INVALID_ARGUMENT" if status < 500 else "INTERNAL")

@@ -13,13 +13,13 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import grpc
 
-from mms_lite.errors import ModelNotReady, Overloaded, ServingError
+from mms_lite.errors import InvalidRequest, ModelNotReady, Overloaded, RequestTimeout, ServingError
 from mms_lite.frontends.call import Call, RpcService, Stream, Unary
 from mms_lite.frontends.message import CLIENT_LEFT, Limits, random_id
 from mms_lite.frontends.rpc_services import about_the_server
@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from mms_lite.frontends.listener import Access
 
 _CLOSE_S = 0.5  # for answers under way, and for streams that nobody ends
+_LOOK_S = 0.25  # between two looks whether gRPC still listens
+_LEFT_S = 30.0  # for the calls of a server that does not
 _NO_LIMIT_S = 10 * 365 * 86400.0
 _MOST_TEXT_BYTES = 2048  # of an error: percent-encoded, what clients read of metadata is 8 KiB
 _FEWEST_MS_BETWEEN_PINGS = 1000
+_MOST_STREAMS = 128  # calls of a connection at a time; the client keeps what is more to itself
+_LEAST_BYTES_PER_S = 256 * 1024  # at which the largest message may come
 # What the access log has of a code: the HTTP statuses of google/rpc/code.proto.
 _STATUSES = {
     "CANCELLED": CLIENT_LEFT,
@@ -74,11 +78,15 @@ class GrpcListener:
         self.stopping = False
         self.active = 0  # calls of the given services
         self.held_bytes = 0  # of their messages
-        self.reading: set[asyncio.Future[Any]] = set()  # streams that wait for their clients
+        self.reading: set[_Messages] = set()  # calls that wait for their clients
+        # How long a message may take: only when it is whole can it be seen that anything comes.
+        self.message_s = limits.idle_s + limits.max_tensor_request_size / _LEAST_BYTES_PER_S
         self._services = services
         self._limits = limits
         self._ready = ready
         self._server: Any = None
+        self._former: dict[Any, asyncio.Future[None]] = {}  # that stopped by themselves, and their ends
+        self._keeping: asyncio.Future[None] | None = None
         self._stopped: asyncio.Future[None] | None = None  # gRPC's own end, under way
         self._drained: asyncio.Future[None] | None = None
 
@@ -92,7 +100,10 @@ class GrpcListener:
             OSError: the address cannot be bound.
         """
         await _check_free(host, port)
-        return await self._start(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", tls)
+        name = f"[{host}]" if ":" in host else host
+        bound = await self._start(f"{name}:{port}", tls)
+        self._keeping = asyncio.ensure_future(self._keep(f"{name}:{bound}", tls))
+        return bound
 
     async def start_unix(self, path: str) -> None:
         """Listen on a Unix socket; a file that is in the way is the caller's to remove, ours goes with us.
@@ -102,6 +113,7 @@ class GrpcListener:
         """
         _check_no_file(path)
         await self._start(f"unix:{path}", None)
+        self._keeping = asyncio.ensure_future(self._keep(f"unix:{path}", None))
 
     async def _start(self, address: str, tls: tuple[bytes, bytes] | None) -> int:
         server = grpc.aio.server(options=_options(self._limits))
@@ -116,6 +128,35 @@ class GrpcListener:
         await server.start()
         self._server = server
         return int(port)
+
+    async def _keep(self, address: str, tls: tuple[bytes, bytes] | None) -> None:
+        """Listen again when gRPC has stopped by itself; calls that are open have time to come to their end.
+
+        A call whose path is not UTF-8 ends its loop that takes calls (grpcio 1.85.1, aio/server.pyx.pxi:
+        method().decode()), and closes the port for good: anybody could.
+        """
+        while not self.stopping:
+            server = self._server
+            try:
+                await server.wait_for_termination(_LOOK_S)
+            except Exception as error:
+                _log.error("gRPC stopped listening on %s and is started again: %r", address, error)
+                self._former[server] = asyncio.ensure_future(self._end_former(server))
+                await self._restart(address, tls)
+
+    async def _restart(self, address: str, tls: tuple[bytes, bytes] | None) -> None:
+        while not self.stopping:
+            try:
+                await self._start(address, tls)
+                break
+            except OSError:  # the port is not free yet
+                await asyncio.sleep(_LOOK_S)
+        if self.stopping:  # since then
+            await _end(self._server, 0)
+
+    async def _end_former(self, server: Any) -> None:
+        await _end(server, _LEFT_S)
+        del self._former[server]
 
     def _handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return what gRPC calls, for each service."""
@@ -142,9 +183,9 @@ class GrpcListener:
             return
         if not self.stopping:
             self.stopping = True
-            self._stopped = asyncio.ensure_future(self._server.stop(_NO_LIMIT_S))
-            for reading in self.reading:
-                reading.cancel()  # by which its stream ends
+            self._stopped = asyncio.ensure_future(_end(self._server, _NO_LIMIT_S))
+            for messages in list(self.reading):
+                messages.end(ModelNotReady, _STOPPING)
         if self.active:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait([self._drained], timeout=grace_s)
@@ -153,8 +194,11 @@ class GrpcListener:
         """Drain, then cancel what is left."""
         await self.drain(grace_s)
         if self._stopped is not None:
-            await self._server.stop(_CLOSE_S)
-            await self._stopped
+            await asyncio.gather(*(_end(each, _CLOSE_S) for each in (self._server, *self._former)))
+            await asyncio.gather(self._stopped, *self._former.values())
+        if self._keeping is not None:
+            await self._keeping
+            await _end(self._server, 0)  # if it was about to start one
 
     def hold(self, size: int) -> int:
         """Count a message of this size as held, and return the size.
@@ -176,77 +220,129 @@ class GrpcListener:
             self._drained.set_result(None)
 
 
-class _Messages:
-    """The messages of a stream that a client sends; each is held until the next is asked for.
+async def _end(server: Any, grace_s: float) -> None:
+    """Stop a server of gRPC, whatever it fails with: then it is at its end already."""
+    try:
+        await server.stop(grace_s)
+    except Exception as error:
+        _log.debug("gRPC ended with %r", error)
 
-    They end where the client ends them, or are `cut` when the server is about to end.
+
+class _Messages:
+    """The messages that a client sends in a call; each is held until it is answered.
+
+    They end where the client ends them, or with a `fault` of the server's making.
     """
 
-    __slots__ = ("_context", "_held", "_listener", "cut")
+    __slots__ = ("_context", "_held", "_listener", "_reader", "fault")
 
     def __init__(self, listener: GrpcListener, context: Any) -> None:
-        self.cut = False
+        self.fault: ServingError | None = None
         self._listener = listener
         self._context = context
-        self._held = 0
+        self._held: list[int] = []  # their sizes
+        self._reader: asyncio.Task[Any] | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        self.release()
-        if self._listener.stopping:
-            self.cut = True
+        received = await self._read()
+        if received is None or self.fault is not None:
             raise StopAsyncIteration
-        reading = asyncio.ensure_future(self._context.read())
-        self._listener.reading.add(reading)
-        try:
-            await asyncio.wait((reading,))
-        finally:
-            self._listener.reading.discard(reading)
-            reading.cancel()
-        self.cut = reading.cancelled()
-        if self.cut or reading.result() is grpc.aio.EOF:
-            raise StopAsyncIteration
-        received = bytes(reading.result())
-        self._held = self._listener.hold(len(received))
         return received
+
+    async def only(self) -> bytes:
+        """Return the message of a call that has one; it has to be there within a time.
+
+        Raises:
+            ServingError: it is not, or is too much for the server.
+        """
+        late = RequestTimeout, "The client stopped sending."
+        timer = asyncio.get_running_loop().call_later(self._listener.message_s, self.end, *late)
+        try:
+            received = await self._read()
+        finally:
+            timer.cancel()
+        if self.fault is not None:
+            raise self.fault
+        if received is None:
+            raise InvalidRequest("The call has no message.")
+        return received
+
+    def end(self, kind: type[ServingError], text: str) -> None:
+        """Wait for the client no more."""
+        self.fault = kind(text)
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def answered(self) -> None:
+        """Hold the oldest message no more."""
+        if self._held:
+            self._listener.held_bytes -= self._held.pop(0)
 
     def release(self) -> None:
         """Hold nothing any more."""
-        self._listener.held_bytes -= self._held
-        self._held = 0
+        self._listener.held_bytes -= sum(self._held)
+        self._held.clear()
+
+    async def _read(self) -> bytes | None:
+        """Return the next message, None where they end."""
+        listener = self._listener
+        if listener.stopping:
+            self.fault = ModelNotReady(_STOPPING)
+            return None
+        self._reader = asyncio.current_task()
+        listener.reading.add(self)
+        try:
+            received = await self._context.read()
+            if received is grpc.aio.EOF:
+                # A client that leaves looks the same; that it has left is known before one more read returns.
+                await self._context.read()
+                return None
+        except asyncio.CancelledError:
+            if self.fault is None:
+                raise
+            return None
+        finally:
+            self._reader = None
+            listener.reading.discard(self)
+        try:
+            self._held.append(listener.hold(len(received)))
+        except ServingError:
+            del received  # which the error's traceback would keep
+            raise
+        return bytes(received)
 
 
 class _Method:
     """A method as gRPC calls it: a call's accounts and its errors, whatever is done in it."""
 
-    __slots__ = ("_counted", "_name", "_path", "_service", "listener")
+    __slots__ = ("_counted", "_listener", "_name", "_path", "_service")
 
     def __init__(self, listener: GrpcListener, service: RpcService, name: str, *, counted: bool) -> None:
-        self.listener = listener
+        self._listener = listener
         self._service = service
         self._name = name
         self._path = f"/{service.name}/{name}"
         self._counted = counted
 
-    async def serve(self, context: Any, size: int, work: Callable[[Call], Awaitable[_Answer]]) -> _Answer:
-        """Do the work of a call that began with a message of this size, and return what it returns."""
-        listener = self.listener
+    async def serve(self, context: Any, work: Callable[[Call, _Messages], Awaitable[_Answer]]) -> _Answer:
+        """Do the work of a call, and return what it returns."""
+        listener = self._listener
         begin = time.monotonic()
-        call = _call(context, begin)
-        held, status = 0, CLIENT_LEFT
+        call, messages = _call(context, begin), _Messages(listener, context)
+        status = CLIENT_LEFT
         listener.active += self._counted
         try:
-            held = listener.hold(size)
-            answer = await work(call)
+            answer = await work(call, messages)
             status = 200
             return answer
         except Exception as error:
             code, text = self._spell(error, call)
             status = _STATUSES.get(code, 500)
         finally:
-            listener.held_bytes -= held
+            messages.release()
             if self._counted:
                 listener.closed()
             end = time.monotonic()
@@ -266,31 +362,37 @@ class _Method:
 
 
 def _unary_handler(method: _Method, function: Unary) -> Any:
-    """Return a method with one request and one answer. Without serializers gRPC gives and takes bytes."""
+    """Return a method with one request and one answer. Without serializers gRPC gives and takes bytes.
 
-    async def answer(body: bytes, context: Any) -> bytes:
-        return await method.serve(context, len(body), partial(function, body))
+    To gRPC the request is one of any number, which on the wire is no special case: else it would itself
+    wait for the request, and for ever.
+    """
 
-    return grpc.unary_unary_rpc_method_handler(answer)
+    async def work(call: Call, messages: _Messages) -> bytes:
+        return await function(await messages.only(), call)
+
+    async def answer(_messages: object, context: Any) -> bytes:
+        return await method.serve(context, work)
+
+    return grpc.stream_unary_rpc_method_handler(answer)
 
 
 def _stream_handler(method: _Method, function: Stream) -> Any:
     """Return a method with any number of requests and answers: on the wire one is no special case."""
 
     async def converse(_messages: object, context: Any) -> None:
-        async def work(call: Call) -> None:
-            messages = _Messages(method.listener, context)
-            try:
-                answers = function(messages, call)
-                async with aclosing(answers):  # here and now: what a client has left is not to run on
-                    async for answer in answers:
-                        await context.write(answer)
-                if messages.cut:
-                    raise ModelNotReady(_STOPPING)
-            finally:
-                messages.release()
+        async def work(call: Call, messages: _Messages) -> None:
+            async with aclosing(
+                function(messages, call)
+            ) as answers:  # what a client has left is not to run on
+                async for answer in answers:
+                    await context.write(answer)
+                    messages.answered()
+                    del answer  # it would be kept until the next, and that may be hours
+            if messages.fault is not None:
+                raise messages.fault
 
-        await method.serve(context, 0, work)
+        await method.serve(context, work)
 
     return grpc.stream_stream_rpc_method_handler(converse)
 
@@ -323,16 +425,18 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.http2.min_ping_interval_without_data_ms", _FEWEST_MS_BETWEEN_PINGS),
         ("grpc.keepalive_permit_without_calls", 1),
+        (
+            "grpc.keepalive_time_ms",
+            int(limits.keepalive_s * 1000),
+        ),  # then a silent client is asked for a sign
+        ("grpc.max_concurrent_streams", _MOST_STREAMS),
+        # It refuses a call that takes the place of one that has just been answered.
+        ("grpc.http.overload_protection", 0),
     ]
 
 
 def _check_no_file(path: str) -> None:
-    """Check that there is no file: gRPC would remove a socket, whoever listens.
-
-    Raises:
-        OSError: there is one.
-    """
-    if os.path.lexists(path):
+    if os.path.lexists(path):  # gRPC would remove a socket, whoever listens
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
 
 

@@ -6,6 +6,7 @@ A model whose handler takes raw bodies has BYTES tensors here, one element for e
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,10 @@ from mms_lite.types import BYTES, InferRequest, InferResponse, ModelSpec, Signat
 BODY = "body"  # what MMS calls the only part of a request, and wire the only output
 _BODIES = Signature((TensorSpec(BODY, BYTES, (-1,)),), (TensorSpec(BODY, BYTES, (-1,)),))
 _SHOWN = 2000  # characters of what a handler says with an error
+_MOST_AXES = 32  # numpy's own limit before 2.0
+_MOST_ELEMENTS = 1 << 40
+MOST_INPUTS = 1024  # of a model that takes them under any name
+_MOST_PARTS = 8192  # of the bodies of one request together
 
 
 def interface(engine: Engine, name: str, version: str | None) -> tuple[ModelSpec, Signature]:
@@ -30,6 +35,21 @@ def interface(engine: Engine, name: str, version: str | None) -> tuple[ModelSpec
     return spec, visible(signature)
 
 
+def check_shape(name: str, shape: Sequence[int]) -> None:
+    """Check that an input's shape is one that arrays have, before anything else is done with it.
+
+    The product of a long list of lengths takes minutes; and numpy, in the worker, only fails.
+
+    Raises:
+        BadTensor: it is not.
+    """
+    if len(shape) > _MOST_AXES:
+        raise BadTensor(f"input '{name}' has {len(shape)} axes; {_MOST_AXES} are the most")
+    # Only without elements: else there are as many bytes as the lengths say, or another error.
+    if 0 in shape and math.prod(length for length in shape if length) > _MOST_ELEMENTS:
+        raise BadTensor(f"input '{name}' has lengths that no array has")
+
+
 def visible(signature: Signature) -> Signature:
     """Return the inputs and outputs that clients see: the model's own, or bodies."""
     return signature if signature.takes_tensors else _BODIES
@@ -38,23 +58,41 @@ def visible(signature: Signature) -> Signature:
 async def infer(engine: Engine, request: InferRequest) -> InferResponse:
     """Ask a model; each element of BYTES inputs is a body for one that takes bodies.
 
-    Elements of several inputs with the same place are the parts of one request. A handler that takes
-    bodies may also be given arrays, if it knows what to do with them.
+    Elements of several inputs with the same place are the parts of one request; all go to one version. A
+    handler that takes bodies may also be given arrays, if it knows what to do with them.
 
     Raises:
-        ServingError: as `Engine.infer`; BadTensor for inputs with different numbers of bodies.
+        ServingError: as `Engine.infer`; BadTensor for inputs with different numbers of bodies, or too many.
     """
-    _, signature = engine.interface(request.model, request.version)
+    spec, signature = engine.interface(request.model, request.version)
+    if not signature.takes_tensors and len(request.inputs) > MOST_INPUTS:
+        raise BadTensor(f"the model takes at most {MOST_INPUTS} inputs, got {len(request.inputs)}")
     if any(tensor.datatype == BYTES and not tensor.shape for tensor in request.inputs):
         raise BadTensor("a tensor of datatype BYTES has at least one axis")
     if signature.takes_tensors or any(tensor.datatype != BYTES for tensor in request.inputs):
         answer = await engine.infer(request)
         _check_status(answer)
         return replace(answer, outputs=[_with_axis([each]) for each in answer.outputs])
-    answers = await _all([engine.infer(each) for each in _bodies(request)])
+    _check_bodies(request.inputs, spec)
+    bodies = _bodies(replace(request, version=spec.version))
+    answers = await _all([engine.infer(each) for each in bodies])
     for each in answers:
         _check_status(each)
     return replace(answers[0], outputs=_joined([each.outputs for each in answers]))
+
+
+def _check_bodies(inputs: Sequence[Tensor], spec: ModelSpec) -> None:
+    """Check that there is room for all bodies, before any of them is made.
+
+    Raises:
+        BadTensor: the queue could not even hold them if it were empty, or they have too many parts.
+    """
+    bodies = max((math.prod(each.shape) for each in inputs), default=0)
+    if bodies > spec.queue_size:
+        raise BadTensor(f"the model takes at most {spec.queue_size} bodies in a request, got {bodies}")
+    parts = bodies * len(inputs)
+    if bodies > 1 and parts > max(_MOST_PARTS, spec.queue_size):
+        raise BadTensor(f"the bodies of a request have at most {_MOST_PARTS} parts, got {parts}")
 
 
 def _bodies(request: InferRequest) -> list[InferRequest]:

@@ -16,6 +16,7 @@ from mms_lite.handlers.package import Package, backend_settings, is_whole, read_
 from mms_lite.tensors import Array
 from mms_lite.types import Signature
 from mms_lite.worker.backends import open_backend
+from mms_lite.worker.completion import completed
 from mms_lite.worker.context import Context
 from mms_lite.worker.predictor import Predictor
 from mms_lite.worker.reshaping import reshaped
@@ -72,6 +73,11 @@ class ModelHandler:
     def signature(self) -> Signature:
         """The model's own inputs and outputs."""
         return replace(self.predictor.signature, takes_tensors=self.takes_tensors)
+
+    @property
+    def completed_config(self) -> dict[str, Any]:
+        """What the model adds to its configuration in a Triton repository, by field."""
+        return completed(self.package.model_config, self.predictor.config, self.predictor.signature)
 
     @property
     def batches(self) -> bool:

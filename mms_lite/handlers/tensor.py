@@ -197,7 +197,9 @@ class TensorHandler(ModelHandler):
         if not isinstance(value, (bytes, bytearray)):
             return self._read_json(value, spec)
         if not value:
-            raise InvalidRequest(f"the request has no body; {self._takes()}")
+            if self.predictor.needs_inputs:
+                raise InvalidRequest(f"the request has no body; {self._takes()}")
+            return {}
         if value.startswith(array_bodies.NPY_MAGIC):
             return self._read_npy(value, self._named(spec, "an .npy file"))
         if value.startswith(array_bodies.ZIP_MAGIC):

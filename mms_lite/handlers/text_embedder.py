@@ -97,7 +97,9 @@ class TextEmbedder(ModelHandler):
     def signature(self) -> Signature:
         """Texts in, vectors out: the model's own inputs are the tokenizer's business."""
         return Signature(
-            (TensorSpec("text", BYTES, (-1,)),), (TensorSpec("embedding", "FP32", (-1, self.dimension)),)
+            (TensorSpec("text", BYTES, (-1,)),),
+            (TensorSpec("embedding", "FP32", (-1, self.dimension)),),
+            takes_tensors=True,
         )
 
     def prepare(self) -> None:

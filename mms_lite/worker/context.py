@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mms_lite.worker import parameters
 from mms_lite.worker.metrics_store import MetricsStore
 
 _SPLITS_A_RESPONSE = re.compile("[\r\n\0]")
@@ -305,10 +306,11 @@ class Context:
     def set_response_parameter(self, idx: int, key: str, value: str | float) -> None:
         """Set a parameter of an answer: text, a number, true or false. Protocols of tensors alone carry it.
 
-        Raises: ValueError for another value.
+        Raises: ValueError for another value, and for one that no protocol carries, such as NaN.
         """
-        if not isinstance(value, str | float | int):
-            raise ValueError(f"the parameter {key} is neither text nor a number, true or false: {value!r}")
+        fault = parameters.fault(str(key), value)
+        if fault is not None:
+            raise ValueError(fault)
         self._response_parameters.setdefault(idx, {})[str(key)] = value
 
     def get_request_header(self, idx: int | str, key: str) -> Any:

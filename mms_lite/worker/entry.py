@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -36,13 +36,15 @@ READY_MADE = {
 class Entry:
     """A handler that has loaded its model; `close` is set for ready-made ones and those derived from them.
 
-    The signature is empty where it takes raw bodies only.
+    The signature is empty where it takes raw bodies only. `completed` is what the model adds to its
+    configuration in a Triton repository.
     """
 
     call: Call
     module: ModuleType
     signature: Signature = field(default_factory=Signature)
     close: Callable[[], None] | None = None
+    completed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find(handler: str, context: Context) -> Entry:
@@ -91,7 +93,8 @@ def _entry_point(module: ModuleType, handler: str, context: Context) -> Entry:
     service.initialize(context)
     signature = getattr(service, "signature", None)
     if isinstance(signature, Signature):
-        return Entry(service.handle, module, signature, service.close)
+        completed = getattr(service, "completed_config", {})
+        return Entry(service.handle, module, signature, service.close, completed)
     return Entry(service.handle, module)
 
 

@@ -64,6 +64,7 @@ class MmsHandler:
 
     def __init__(self, entry: Entry, context: Context, *, name: str, isolate: bool, decode: bool) -> None:
         self.signature = entry.signature
+        self.completed_config = entry.completed
         self._call_entry = entry.call
         self._close_entry = entry.close
         self._ready_made = entry.close is not None  # sees for itself what a body is

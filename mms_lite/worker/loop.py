@@ -89,8 +89,9 @@ class _Loop:
                 encode(FrameKind.LOADED, frame.conversation, wire.encode_json({"error": error.to_wire()}))
             )
             return ExitCode.OUT_OF_MEMORY if isinstance(error, OutOfMemory) else ExitCode.LOAD_FAILED
-        loaded = {"pid": os.getpid(), **wire.encode_signature(model.signature)}
-        self._connection.send(encode(FrameKind.LOADED, frame.conversation, wire.encode_json(loaded)))
+        said = wire.encode_signature(model.signature)
+        loaded = wire.encode_json({"pid": os.getpid(), **said, "config": dict(model.completed_config)})
+        self._connection.send(encode(FrameKind.LOADED, frame.conversation, loaded))
         while True:
             frame = self._next()
             if frame.kind is FrameKind.STOP:

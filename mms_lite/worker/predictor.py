@@ -54,6 +54,16 @@ class Predictor:
         """Whether the model is given the requests of a batch as they came."""
         return self._by_request is not None
 
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether a request must have inputs: not all are optional."""
+        return any(name not in self._optional for name in self._inputs)
+
+    @property
+    def config(self) -> Mapping[str, Any] | None:
+        """The configuration as the model's code has completed it; None for models without code."""
+        return None if self._by_request is None else self._by_request.config
+
     def input(self, name: str) -> TensorSpec:
         """Return what the model says of one input.
 

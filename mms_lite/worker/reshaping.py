@@ -90,6 +90,7 @@ class _ReshapedRequests(_Reshaped):
     ) -> None:
         super().__init__(backend, inputs, outputs)
         self.optional = backend.optional
+        self.config = backend.config
         self._requests = backend
 
     def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:

@@ -672,3 +672,12 @@ async def test_each_job_that_waits_when_the_queue_closes_has_an_error_of_its_own
         errors.append(caught.value)
     assert errors[0] is not errors[1]
     assert [(error.message, error.details) for error in errors] == [("gone", {"no_workers": True})] * 2
+
+
+def test_requests_for_a_triton_model_are_told_apart_by_their_tensors_alone() -> None:
+    config = {"max_batch_size": 8}
+    plain = Job(request(), config=config)
+    wishing = Job(request(outputs=["y"], parameters={"sequence_id": 7, "lang": "de"}), config=config)
+    assert wishing.key == plain.key
+    assert Job(request(name="z"), config=config).key != plain.key
+    assert Job(raw(), config=config).key != plain.key

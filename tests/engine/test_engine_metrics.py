@@ -476,3 +476,38 @@ async def test_a_process_that_is_killed_is_one_restart_and_its_memory_is_known(
     assert counts(metrics)["total_s"] == counts(metrics)["inference_s"] == 2
     assert set(metrics.refusals) == set(REASONS)
     assert refusals(metrics) == {}
+
+
+def rows_of(count: int) -> InferRequest:
+    tensor = Tensor("x", "FP32", (count,), bytearray(4 * count))
+    return InferRequest("r", "m", inputs=[tensor])
+
+
+@pytest.mark.parametrize(("most", "size"), [(0, 1), (8, 5)])
+async def test_the_first_axis_is_that_of_a_batch_only_where_the_configuration_says_so(
+    make_model: Make, launcher: ScriptedLauncher, most: int, size: int
+) -> None:
+    model, worker = await loaded(make_model, launcher, config={"max_batch_size": most})
+    asked = begin(model.submit(rows_of(5)).answer())
+    run(worker, *await worker.hear_batch())
+    await asked
+    assert list(model.metrics.batches) == [size]
+
+
+async def test_failed_requests_are_no_inferences_and_their_waiting_is_not_that_of_the_others(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, worker = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=5_000)
+    for failing in (1, 2):
+        asked = [send(model), send(model)]
+        number, items = await worker.hear_batch()
+        worker.begin(number)
+        for item in items[:failing]:
+            worker.say_outcome(number, Outcome(item.job_id, error=HandlerError("no")))
+        for item in items[failing:]:
+            worker.answer(number, item)
+        await asyncio.gather(*asked, return_exceptions=True)
+    metrics = model.metrics
+    assert {rows: count for rows, (count, _) in metrics.batches.items()} == {2: 1}
+    assert (metrics.answered_rows, metrics.failed) == (1, 3)
+    assert 0 < metrics.answered_queue_s < metrics.queue_s.sum

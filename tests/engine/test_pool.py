@@ -719,12 +719,18 @@ async def test_a_worker_that_talks_nonsense_is_killed_and_replaced(
 
 
 @pytest.mark.time_limit(20)
-@pytest.mark.parametrize("report", [b"noise", b"[]", b'{"error": 5}', b'{"error": {"code": []}}'])
+@pytest.mark.parametrize(
+    "report",
+    [
+        *(b"noise", b"[]", b'{"error": 5}', b'{"error": {"code": []}}'),
+        *(b'{"config": [1]}', b'{"config": {"input": 5}}', b'{"config": {"max_batch_size": -1e99}}'),
+    ],
+)
 async def test_a_worker_that_reports_nonsense_instead_of_loading_is_a_failed_load(
     make_model: Make, launcher: ScriptedLauncher, report: bytes
 ) -> None:
     launcher.loads = False
-    model = make_model(launcher, load_timeout_s=5.0)
+    model = make_model(launcher, load_timeout_s=5.0, config={"name": "m", "max_batch_size": 0})
     scaling = begin(model.scale(1, 1))
     for _ in range(3):
         worker = await launcher.worker()

@@ -7,7 +7,7 @@ from scripted import ScriptedLauncher
 
 from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry
-from mms_lite.errors import ModelConflict, ModelNotFound, VersionNotFound
+from mms_lite.errors import InvalidRequest, ModelConflict, ModelNotFound, VersionNotFound
 
 
 @pytest.fixture
@@ -104,3 +104,13 @@ def test_models_are_listed_by_name_and_versions_in_order_of_loading(new: New) ->
     assert registry.has("a", "1") and not registry.has("a", "3") and not registry.has("c", "1")
     with pytest.raises(ModelNotFound):
         registry.versions("c")
+
+
+def test_where_the_highest_is_the_default_no_other_can_be_made_it(new: New) -> None:
+    registry = Registry(highest_is_default=True)
+    first = new("a", "1")
+    registry.add(first)
+    registry.add(new("a", "2"))
+    with pytest.raises(InvalidRequest, match="the highest version of a model that can answer is the default"):
+        registry.set_default(first)
+    assert registry.get("a").spec.version == "2"

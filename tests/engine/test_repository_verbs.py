@@ -4,18 +4,44 @@ import asyncio
 import json
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from asking import begin, body
 from triton_site import TENSORS, TritonSite, multiplier
 
+from mms_lite.engine.repository import Stamp
+from mms_lite.engine.repository.triton import TritonRepository
 from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ModelNotReady, ServingError
+from mms_lite.tensors import to_array, to_tensor
 from mms_lite.types import InferRequest, LoadOptions
 
 ALL = "version_policy { all {} }"
+JOINED = """
+dynamic_batching { max_queue_delay_microseconds: 5000000 }
+input [{ name: "x" data_type: TYPE_FP32 dims: [ 3 ] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [ 3 ] }, { name: "z" data_type: TYPE_FP32 dims: [ 3 ] }]
+"""
+SCALED = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            by = np.float32(json.loads(request.parameters())["by"])
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            tensors = {"y": x * by, "z": -x * by}
+            outputs = [pb_utils.Tensor(name, tensors[name]) for name in request.requested_output_names()]
+            answers.append(pb_utils.InferenceResponse(outputs))
+        return answers
+"""
 Wait = Callable[..., Any]
 
 
@@ -70,39 +96,46 @@ async def test_the_index_tells_of_every_model_through_its_life(site: TritonSite)
     site.onnx("a", ALL, v1=1.0, v2=1.0)
     site.onnx("b", v1=1.0)
     site.onnx("broken", "max_batch_size: -1", v1=1.0)
-    assert site.index() == [("a", "", None, ""), ("b", "", None, ""), ("broken", "", None, "")]
+    assert await site.index() == [("a", "", None, ""), ("b", "", None, ""), ("broken", "", None, "")]
     await site.engine.load_model("a")
     with pytest.raises(LoadError):
         await site.engine.load_model("broken")
-    assert site.index() == [
+    assert await site.index() == [
         ("a", "1", "READY", ""),
         ("a", "2", "READY", ""),
         ("b", "", None, ""),
         ("broken", "", "UNAVAILABLE", "'max_batch_size' must be non-negative value for broken"),
     ]
     await site.engine.unload_model("a")
-    assert site.index()[:2] == [("a", "1", "UNAVAILABLE", "unloaded"), ("a", "2", "UNAVAILABLE", "unloaded")]
+    assert (await site.index())[:2] == [
+        ("a", "1", "UNAVAILABLE", "unloaded"),
+        ("a", "2", "UNAVAILABLE", "unloaded"),
+    ]
     await site.engine.load_model("a")
-    assert site.index()[:2] == [("a", "1", "READY", ""), ("a", "2", "READY", "")]
+    assert (await site.index())[:2] == [("a", "1", "READY", ""), ("a", "2", "READY", "")]
 
 
 async def test_the_index_says_what_is_on_its_way(site: TritonSite, gate: Gate, wait_until: Wait) -> None:
     site.python("m", initialize=gate.initialize)
     loading = begin(site.engine.load_model("m"))
-    await wait_until(lambda: site.index() == [("m", "1", "LOADING", "")])
+    await wait_until(lambda: site.entries() == [("m", "1", "LOADING", "")])
     gate.open()
     await loading
-    assert site.index() == [("m", "1", "READY", "")]
+    assert await site.index() == [("m", "1", "READY", "")]
 
 
 async def test_what_is_not_there_cannot_be_loaded_and_leaves_no_trace(site: TritonSite) -> None:
-    for name in ("x", "..", "../m", ""):
+    for name in ("x", ".", "..", "../m", "", ".hidden"):
         with pytest.raises((ModelNotFound, InvalidRequest)):
             await site.engine.load_model(name)
+    for name in (".", "..", "../m", "", ".hidden"):
+        with pytest.raises((ModelNotFound, InvalidRequest)):
+            files = {"1/model.onnx": multiplier(1.0)}
+            await site.engine.load_model(name, config='{"backend": "onnxruntime"}', files=files)
     with pytest.raises(ModelNotFound) as caught:
         await site.engine.load_model("x")
     assert caught.value.message == "failed to load 'x', failed to poll from model repository"
-    assert site.index() == []
+    assert await site.index() == []
     assert site.engine.ready()
 
 
@@ -126,13 +159,13 @@ async def test_a_load_that_fails_keeps_what_was_served_and_the_index_says_why(si
     ):
         await site.engine.load_model("m")
     assert await site.ask("m") == [2, 4, 6]
-    ((name, version, state, reason),) = site.index()
+    ((name, version, state, reason),) = await site.index()
     assert (name, version, state) == ("m", "1", "READY")
     assert "it is not an ONNX model" in reason
     assert site.engine.ready()
     site.onnx("m", v1=5.0)
     await site.engine.load_model("m")
-    assert (await site.ask("m"), site.index()) == ([5, 10, 15], [("m", "1", "READY", "")])
+    assert (await site.ask("m"), (await site.index())) == ([5, 10, 15], [("m", "1", "READY", "")])
 
 
 async def test_versions_are_loaded_all_or_none(site: TritonSite) -> None:
@@ -143,9 +176,10 @@ async def test_versions_are_loaded_all_or_none(site: TritonSite) -> None:
     with pytest.raises(LoadError, match="version 3 is at UNAVAILABLE state"):
         await site.engine.load_model("m")
     assert await site.ask("m") == [1, 2, 3]
-    assert [entry[:3] for entry in site.index()] == [("m", "1", "READY"), ("m", "3", "UNAVAILABLE")]
-    assert not site.engine.ready()
+    assert [entry[:3] for entry in (await site.index())] == [("m", "1", "READY"), ("m", "3", "UNAVAILABLE")]
+    assert site.engine.ready()  # the model is served
     await site.engine.unload_model("m")
+    assert [entry[3] for entry in (await site.index())] == ["unloaded", "unloaded"]
     assert site.engine.ready()
 
 
@@ -158,7 +192,7 @@ async def test_versions_that_the_policy_serves_no_more_are_unloaded(
     await site.engine.load_model("m")
     assert await site.ask("m") == [1, 2, 3]
     done = [("m", "1", "READY", ""), ("m", "2", "UNAVAILABLE", "unloaded")]
-    await wait_until(lambda: site.index() == done)
+    await wait_until(lambda: site.entries() == done)
 
 
 async def test_a_client_may_bring_the_configuration_and_the_files(site: TritonSite) -> None:
@@ -183,7 +217,7 @@ async def test_a_configuration_that_the_client_got_wrong_is_no_fault_of_the_mode
     site.onnx("m", v1=1.0)
     with pytest.raises(LoadError):
         await site.engine.load_model("m", config="{")
-    assert site.index() == [("m", "", None, "")]
+    assert await site.index() == [("m", "", None, "")]
     assert site.engine.ready()
 
 
@@ -198,7 +232,7 @@ async def test_loads_and_unloads_of_one_model_come_one_by_one(
     works.append(site.engine.load_model("m"))
     assert await asyncio.gather(*works) == [None] * len(works)
     assert await site.ask("m") == [2, 4, 6]
-    assert [entry[2] for entry in site.index()] == ["READY", "READY"]
+    assert [entry[2] for entry in (await site.index())] == ["READY", "READY"]
     await wait_until(lambda: len(live_workers("m")) == 2, "the workers of what was replaced to end")
 
 
@@ -217,7 +251,7 @@ async def test_a_model_that_loads_slowly_keeps_no_other_waiting(site: TritonSite
 async def test_closing_gives_up_what_is_being_loaded(site: TritonSite, gate: Gate, wait_until: Wait) -> None:
     site.python("m", initialize=gate.initialize)
     loading = begin(site.engine.load_model("m"))
-    await wait_until(lambda: site.index() == [("m", "1", "LOADING", "")])
+    await wait_until(lambda: site.entries() == [("m", "1", "LOADING", "")])
     await site.engine.close(drain_s=5)
     gate.open()
     with pytest.raises(ModelNotReady):
@@ -244,8 +278,8 @@ async def test_a_look_renews_only_what_has_changed(site: TritonSite) -> None:
     assert await site.engine.rescan() is False
 
 
-async def test_one_bad_model_stops_no_other_and_is_tried_again_when_its_files_change(
-    site: TritonSite, caplog: pytest.LogCaptureFixture
+async def test_one_bad_model_stops_no_other_and_a_look_that_was_asked_for_says_so(
+    site: TritonSite,
 ) -> None:
     for name in ("a", "b", "c"):
         site.onnx(name, "", v1=1.0)
@@ -253,19 +287,21 @@ async def test_one_bad_model_stops_no_other_and_is_tried_again_when_its_files_ch
     site.onnx("a", v1=2.0)
     site.write("b/config.pbtxt", "nonsense")
     site.onnx("c", v1=2.0)
-    assert await site.engine.rescan() is True
+    with pytest.raises(LoadError, match=r"^b: model 'b': failed to read text proto") as caught:
+        await site.engine.rescan()
+    assert caught.value.details["models"] == ["b"]
     assert [await site.ask(name) for name in "abc"] == [[2, 4, 6], [1, 2, 3], [2, 4, 6]]
     told = "model 'b': failed to read text proto from config.pbtxt: 1:1"
-    assert [(state, reason[: len(told)]) for _, _, state, reason in site.index()] == [
+    assert [(state, reason[: len(told)]) for _, _, state, reason in (await site.index())] == [
         ("READY", ""),
         ("READY", told),
         ("READY", ""),
     ]
-    assert await site.engine.rescan() is False
-    assert caplog.text.count("Model b stays as it was") == 1
+    with pytest.raises(LoadError, match=r"^b: model 'b': failed to read text proto"):
+        await site.engine.rescan()  # as long as it is so
     site.onnx("b", "", v1=3.0)
     assert await site.engine.rescan() is True
-    assert (await site.ask("b"), site.index()[1]) == ([3, 6, 9], ("b", "1", "READY", ""))
+    assert (await site.ask("b"), (await site.index())[1]) == ([3, 6, 9], ("b", "1", "READY", ""))
 
 
 async def test_without_polling_a_look_concerns_what_was_loaded_by_name(site: TritonSite) -> None:
@@ -279,7 +315,7 @@ async def test_without_polling_a_look_concerns_what_was_loaded_by_name(site: Tri
     shutil.rmtree(site.folder / "a")
     assert await site.engine.rescan() is False
     assert await site.ask("a") == [1, 2, 3]
-    assert [entry[:3] for entry in site.index()] == [
+    assert [entry[:3] for entry in (await site.index())] == [
         ("a", "1", "READY"),
         ("b", "1", "UNAVAILABLE"),
         ("new", "", None),
@@ -301,16 +337,14 @@ async def test_polling_serves_what_comes_and_unloads_what_goes(site: TritonSite,
     assert await site.ask("a") == [4, 8, 12]
 
 
-async def test_a_repository_that_cannot_be_seen_for_a_while_unloads_nothing(
-    site: TritonSite, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_repository_that_cannot_be_seen_for_a_while_unloads_nothing(site: TritonSite) -> None:
     site.poll_s = 1000.0
     site.onnx("m", v1=1.0)
     await site.engine.load_model("m")
     site.folder.rename(site.folder.with_name("away"))
-    assert await site.engine.rescan() is False
-    assert "cannot read the model repository" in caplog.text
-    assert site.index() == [("m", "1", "READY", "")]
+    with pytest.raises(LoadError, match="cannot read the model repository"):
+        await site.engine.rescan()
+    assert await site.index() == [("m", "1", "READY", "")]
     assert await site.ask("m") == [1, 2, 3]
 
 
@@ -320,7 +354,7 @@ async def test_what_the_mms_api_unloads_stays_unloaded_until_its_files_change(si
     assert await site.engine.rescan() is True
     await site.engine.unload("m")
     assert await site.engine.rescan() is False
-    assert [entry[3] for entry in site.index()] == ["unloaded", "unloaded"]
+    assert [entry[3] for entry in (await site.index())] == ["unloaded", "unloaded"]
     site.onnx("m", v2=3.0)
     assert await site.engine.rescan() is True
     assert await site.ask("m") == [3, 6, 9]
@@ -333,7 +367,7 @@ async def test_the_default_is_the_highest_version_however_versions_come(site: Tr
         assert site.engine.describe("m").spec.version == default
     await site.engine.unload("m", "3")
     assert site.engine.describe("m").spec.version == "2"
-    assert site.index()[2] == ("m", "3", "UNAVAILABLE", "unloaded")
+    assert (await site.index())[2] == ("m", "3", "UNAVAILABLE", "unloaded")
 
 
 async def test_at_start_each_model_is_told_of_and_a_failed_one_keeps_the_server_from_ready(
@@ -352,7 +386,7 @@ async def test_at_start_each_model_is_told_of_and_a_failed_one_keeps_the_server_
     assert not site.engine.ready()
     await site.engine.unload_model("bad")
     assert site.engine.ready()
-    assert site.index() == [("bad", "", None, ""), ("good", "1", "READY", "")]
+    assert await site.index() == [("bad", "", None, ""), ("good", "1", "READY", "")]
 
 
 async def test_an_archive_of_the_model_store_is_loaded_by_its_name(
@@ -364,7 +398,9 @@ async def test_an_archive_of_the_model_store_is_loaded_by_its_name(
     engine = inline.engine
     await engine.load_model("m")
     assert body(await engine.infer(ask("m", b"hello"))) == b"hello"
-    assert [(entry.name, entry.version) for entry in engine.repository_index()] == [("m", "1"), ("plain", "")]
+    index = await engine.repository_index()
+    assert [(entry.name, entry.version) for entry in index] == [("m", "1"), ("plain", "")]
+    assert [entry.name for entry in engine.version_entries()] == ["m"]
     assert await engine.rescan() is False
     with pytest.raises(InvalidRequest, match="takes no other configuration"):
         await engine.load_model("m", config="{}")
@@ -381,3 +417,198 @@ async def test_loading_by_name_leaves_versions_alone_that_users_loaded_by_hand(i
     await inline.engine.load_model("echo")
     assert [each.spec.version for each in inline.engine.versions("echo")] == ["7", "1"]
     assert inline.engine.describe("echo").spec.version == "7"
+
+
+async def test_a_failed_renewal_is_not_taken_for_what_is_served(site: TritonSite) -> None:
+    site.onnx("m", ALL, v1=1.0)
+    await site.engine.load_model("m")
+    site.onnx("m", v1=7.0)
+    site.write("m/2/model.onnx", b"not a model")
+    with pytest.raises(LoadError):
+        await site.engine.rescan()
+    site.onnx("m", v2=2.0)  # and 1 is as it was when that failed
+    assert await site.engine.rescan() is True
+    assert await site.ask("m", version="1") == [7, 14, 21]
+
+
+async def test_what_the_mms_api_unloads_while_it_is_loaded_stays_unloaded(
+    site: TritonSite, gate: Gate, wait_until: Wait
+) -> None:
+    site.python("m", initialize=gate.initialize)
+    loading = begin(site.engine.load_model("m"))
+    await wait_until(lambda: site.entries() == [("m", "1", "LOADING", "")])
+    unloading = begin(site.engine.unload("m"))
+    gate.open()
+    await asyncio.gather(loading, unloading)
+    assert site.engine.models() == []
+    assert await site.engine.rescan() is False
+    assert await site.index() == [("m", "1", "UNAVAILABLE", "unloaded")]
+
+
+async def test_polling_waits_for_no_model(site: TritonSite, gate: Gate, wait_until: Wait) -> None:
+    site.poll_s = 0.01
+    site.onnx("m", v1=1.0)
+    await site.engine.start(["m"], lambda name, error: None)
+    site.python("slow", initialize=gate.initialize)
+    await wait_until(lambda: ("slow", "1", "LOADING", "") in site.entries())
+    site.onnx("m", v2=2.0)
+    await wait_until(lambda: site.engine.has_version("m", "2"))
+    assert not site.engine.has_version("slow", "1")
+    gate.open()
+    await wait_until(lambda: site.engine.has_version("slow", "1"))
+
+
+async def test_polling_leaves_files_alone_that_are_still_being_written(
+    site: TritonSite, wait_until: Wait, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.poll_s = 0.005
+    site.onnx("m", v1=1.0)
+    looks: list[str] = []
+    growing = True
+    stamp = TritonRepository.stamp
+
+    def look(self: TritonRepository, name: str) -> Stamp | None:
+        looks.append(name)
+        return {**(stamp(self, name) or {}), "growing": len(looks) if growing else 0}
+
+    await site.engine.start(["m"], lambda name, error: None)
+    monkeypatch.setattr(TritonRepository, "stamp", look)
+    site.write("m/1/model.onnx", b"half a mo")
+    await wait_until(lambda: len(looks) > 5)
+    assert site.entries() == [("m", "1", "READY", "")]
+    assert "stays as it was" not in caplog.text
+    site.onnx("m", v1=5.0)
+    growing = False
+    before = site.engine.describe("m").workers[0].started_at
+    await wait_until(lambda: site.engine.describe("m").workers[0].started_at != before)
+    assert await site.ask("m") == [5, 10, 15]
+
+
+async def test_polling_tries_the_same_files_once_and_a_served_model_keeps_the_server_ready(
+    site: TritonSite, wait_until: Wait, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.poll_s = 0.005
+    site.onnx("m", v1=1.0)
+    await site.engine.start(["m"], lambda name, error: None)
+    site.write("m/2/model.onnx", b"not a model")
+    await wait_until(lambda: ("m", "2", "UNAVAILABLE") in [entry[:3] for entry in site.entries()])
+    looks: list[str] = []
+    names = TritonRepository.names
+    monkeypatch.setattr(TritonRepository, "names", lambda self: looks.append("") or names(self))
+    await wait_until(lambda: len(looks) > 5)
+    assert caplog.text.count("Model m stays as it was") == 1
+    assert site.engine.ready()
+    assert await site.ask("m") == [1, 2, 3]
+
+
+async def test_what_cannot_be_read_is_told_of_once_and_in_the_index(
+    site: TritonSite, wait_until: Wait, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.poll_s = 0.005
+    site.onnx("m", v1=1.0)
+    await site.engine.start(["m"], lambda name, error: None)
+    before = site.engine.describe("m").workers[0].started_at
+    stamp = TritonRepository.stamp
+    looks: list[str] = []
+
+    def unreadable(self: TritonRepository, name: str) -> Stamp | None:
+        looks.append(name)
+        raise LoadError("cannot read the model 'm': Permission denied")
+
+    monkeypatch.setattr(TritonRepository, "stamp", unreadable)
+    told = "cannot read the model 'm': Permission denied"
+    await wait_until(lambda: len(looks) > 5 and site.entries() == [("m", "1", "READY", told)])
+    assert caplog.text.count(told) == 1
+    monkeypatch.setattr(TritonRepository, "stamp", stamp)
+    await wait_until(lambda: site.entries() == [("m", "1", "READY", "")])
+    assert site.engine.describe("m").workers[0].started_at == before
+
+
+async def test_what_was_unloaded_is_remembered_up_to_a_number_of_versions(inline: Any) -> None:
+    await inline.load("echo", "first", workers=0)
+    await inline.engine.unload("first")
+    for number in range(1005):
+        await inline.load("echo", version=str(number), workers=0)
+        await inline.engine.unload("echo")
+    entries = inline.engine.version_entries()
+    assert len(entries) == 1000
+    assert (entries[0].version, entries[-1].version) == ("5", "1004")
+
+
+async def test_an_archive_that_is_loaded_again_by_name_keeps_what_users_said_of_it(inline: Any) -> None:
+    manifest = {"model": {"modelName": "m", "handler": "service:absent"}}
+    source = (inline.store.add("echo", "plain") / "service.py").read_text()
+    inline.store.put("m.mar", {"service.py": source, "MAR-INF/MANIFEST.json": json.dumps(manifest)})
+    said = {"batch_size": 4, "max_batch_delay_ms": 7, "response_timeout_s": 3.0}
+    await inline.engine.load(LoadOptions(url="m.mar", handler="service:handle", **said))
+    await inline.engine.scale("m", 2, 3)
+    await inline.engine.load_model("m")
+    spec = inline.engine.describe("m").spec
+    assert {name: getattr(spec, name) for name in said} == said
+    assert (spec.handler, spec.min_workers, spec.max_workers) == ("service:handle", 2, 3)
+
+
+async def test_an_archive_that_is_loaded_again_by_name_has_its_own_new_handler(inline: Any) -> None:
+    def put(handler: str, source: str) -> None:
+        manifest = {"model": {"modelName": "m", "handler": handler}}
+        inline.store.put("m", {"MAR-INF/MANIFEST.json": json.dumps(manifest), "code.py": source})
+
+    put("code:old", "def old(data, context): return data")
+    await inline.engine.load(LoadOptions(url="m"))
+    put("code:new", "def new(data, context): return data")
+    await inline.engine.load_model("m")
+    assert inline.engine.describe("m").spec.handler == "code:new"
+
+
+async def test_the_files_of_a_triton_model_decide_about_its_workers_when_it_is_loaded_again(
+    site: TritonSite,
+) -> None:
+    site.onnx("m", "instance_group { count: 1 kind: KIND_CPU }", v1=1.0)
+    await site.engine.load_model("m")
+    await site.engine.scale("m", 2, 2)
+    await site.engine.load_model("m")
+    assert site.engine.describe("m").spec.min_workers == 1
+
+
+async def test_no_other_version_than_the_highest_can_be_made_the_default(site: TritonSite) -> None:
+    site.onnx("m", ALL, v1=1.0, v2=2.0)
+    await site.engine.load_model("m")
+    with pytest.raises(InvalidRequest, match="the highest version of a model that can answer is the default"):
+        site.engine.set_default("m", "1")
+    assert await site.ask("m") == [2, 4, 6]
+
+
+async def test_the_versions_that_can_answer_come_in_ascending_order(site: TritonSite) -> None:
+    site.onnx("m", ALL, v2=2.0, v10=1.0, v1=1.0)
+    await site.engine.load_model("m")
+    await site.engine.load_model("m")
+    assert site.engine.ready_versions("m") == ["1", "2", "10"]
+
+
+async def test_the_index_reads_the_repository_on_a_thread(
+    site: TritonSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(
+        TritonRepository, "names", lambda self: threads.append(threading.current_thread()) or ["m"]
+    )
+    assert await site.index() == [("m", "", None, "")]
+    assert site.entries() == []
+    assert [each is threading.main_thread() for each in threads] == [False]
+
+
+async def test_requests_with_other_parameters_and_outputs_share_a_batch_of_a_triton_model(
+    site: TritonSite,
+) -> None:
+    site.write("m/config.pbtxt", 'backend: "python" max_batch_size: 2' + JOINED)
+    site.write("m/1/model.py", SCALED)
+    await site.engine.load_model("m")
+    x = to_tensor("x", np.ones((1, 3), np.float32))
+    first, other = await asyncio.gather(
+        site.engine.infer(InferRequest("1", "m", inputs=[x], parameters={"by": 2, "sequence_id": 7})),
+        site.engine.infer(InferRequest("2", "m", inputs=[x], parameters={"by": 3}, outputs=["z"])),
+    )
+    told = [{each.name: to_array(each).tolist() for each in answer.outputs} for answer in (first, other)]
+    assert told == [{"y": [[2, 2, 2]], "z": [[-2, -2, -2]]}, {"z": [[-3, -3, -3]]}]
+    ((_, metrics),) = site.engine.statistics("m")
+    assert {rows: count for rows, (count, _) in metrics.batches.items()} == {2: 1}

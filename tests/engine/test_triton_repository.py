@@ -1,8 +1,10 @@
 """What a Triton model repository means: the folders and config.pbtxt of models become specs."""
 
+import errno
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,13 +185,14 @@ def test_the_policy_says_which_versions_are_served(site: TritonSite, policy: str
             "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 2600"
             " default_queue_policy { max_queue_size: 5 } }",
             8,
-            3,
+            2.6,
             5,
         ),
+        ("max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 100 }", 8, 0.1, 100),
     ],
 )
 def test_dynamic_batching_is_how_requests_are_joined(
-    site: TritonSite, batching: str, size: int, delay_ms: int, queue: int
+    site: TritonSite, batching: str, size: int, delay_ms: float, queue: int
 ) -> None:
     site.onnx("m", batching, v1=1.0)
     spec = only(site)
@@ -202,15 +205,27 @@ def test_dynamic_batching_is_how_requests_are_joined(
         ("instance_group { count: 2 kind: KIND_CPU }", (0, 1), 2, ()),
         ("instance_group { count: 2 } instance_group { count: 3 }", (), 5, ()),
         ("instance_group { count: 2 kind: KIND_GPU }", (), 2, ()),
-        ("instance_group { count: 2 kind: KIND_GPU gpus: 1 }", (0, 1), 2, (1,)),
-        ("instance_group { count: 2 kind: KIND_GPU }", (0, 1), 4, (0, 1)),
+        ("instance_group { count: 2 kind: KIND_GPU gpus: 1 }", (0, 1), 2, (1, 1)),
+        ("instance_group { count: 2 kind: KIND_GPU }", (0, 1), 4, (0, 1, 0, 1)),
+        (
+            "instance_group { count: 2 kind: KIND_GPU gpus: 1 } instance_group { kind: KIND_GPU gpus: 0 }",
+            (0, 1),
+            3,
+            (1, 1, 0),
+        ),
+        (
+            "instance_group { count: 2 kind: KIND_CPU } instance_group { count: 1 kind: KIND_GPU }",
+            (0,),
+            3,
+            (None, None, 0),
+        ),
         ("instance_group { count: 1 kind: KIND_GPU gpus: 9 }", (0,), 1, (0,)),
         ("", (0,), 1, (0,)),
         ("", (), 1, ()),
     ],
 )
 def test_instance_groups_are_workers_on_their_devices(
-    site: TritonSite, groups: str, gpus: tuple[int, ...], workers: int, devices: tuple[int, ...]
+    site: TritonSite, groups: str, gpus: tuple[int, ...], workers: int, devices: tuple[int | None, ...]
 ) -> None:
     site.onnx("m", groups, v1=1.0)
     site.defaults["devices"] = gpus
@@ -319,6 +334,7 @@ BROKEN = {
     ),
     Y.replace("}", 'label_filename: "no.txt" }'): "label_filename 'no.txt' of model 'm': No such file",
     Y.replace("}", 'label_filename: "../o/l.txt" }'): r"'../o/l\.txt' of model 'm' is not below its folder",
+    Y.replace("}", r'label_filename: "a\000b" }'): "the label_filename .* of model 'm': ",
     "version_policy { latest {} }": "at least one version must be available under the version policy of",
     "version_policy { specific { versions: 9 } }": "at least one version must be available under the",
     'default_model_filename: "net.onnx"': r"unable to find 'net\.onnx' in version 1 of model 'm'",
@@ -385,7 +401,18 @@ def test_a_configuration_of_the_client_replaces_the_file_and_may_be_partial(site
 
 
 @pytest.mark.parametrize(
-    "text", ["{", '{"max_batch": 1}', '{"input": 3}', "[" * 100_000, '{"max_batch_size": "x"}']
+    "text",
+    [
+        "{",
+        '{"max_batch": 1}',
+        '{"input": 3}',
+        "[" * 100_000,
+        '{"max_batch_size": "x"}',
+        "[]",
+        '""',
+        "null",
+        "",
+    ],
 )
 def test_what_is_no_configuration_in_json_is_refused(site: TritonSite, text: str) -> None:
     site.onnx("m", v1=1.0)
@@ -415,11 +442,17 @@ def test_files_of_the_client_are_written_for_each_version_and_deleted_with_it(si
         "3/model.py": b"3",
         "3/lib/a.py": b"a",
         "l.txt": b"cat",
+        "file:shared/x.py": b"x",
     }
     specs = site.repository.versions("m", config=json.dumps(config), files=files)
     assert [(spec.version, spec.owns_path) for spec in specs] == [("2", True), ("3", True)]
     assert [(Path(spec.path) / "model.py").read_bytes() for spec in specs] == [b"2", b"3"]
     assert (Path(specs[1].path) / "lib/a.py").read_bytes() == b"a"
+    assert [(Path(spec.path).parent / "shared/x.py").read_bytes() for spec in specs] == [b"x", b"x"]
+    assert [sorted(each.name for each in Path(spec.path).parent.iterdir()) for spec in specs] == [
+        ["2", "l.txt", "shared"],
+        ["3", "l.txt", "shared"],
+    ]
     assert model(specs[0])["labelsByOutput"] == {"y": ["cat"]}
     assert len(list(site.work.iterdir())) == 2
     for spec in specs:
@@ -488,7 +521,11 @@ def test_a_stamp_changes_with_the_files_of_what_it_stands_for(site: TritonSite, 
     third = stamps()
     assert [key for key in first if second[key] != third[key]] == [""]
     site.write("m/1/__pycache__/model.pyc", b"")
+    site.write("m/__pycache__/lib.pyc", b"")
     assert stamps() == third
+    site.write("m/lib/tools.py", b"")
+    fourth = stamps()
+    assert [key for key in first if third[key] != fourth[key]] == [""]
     assert site.repository.stamp("x") is None
 
 
@@ -523,3 +560,132 @@ def test_the_mode_says_what_is_loaded_at_start(
     site.onnx("a", v1=1.0)
     site.onnx("b", v1=1.0)
     assert startup_names(site.repository, mode, listed) == names
+
+
+def test_whole_milliseconds_are_whole_numbers(site: TritonSite) -> None:
+    site.onnx("m", "max_batch_size: 8 dynamic_batching { max_queue_delay_microseconds: 2000 }", v1=1.0)
+    assert json.dumps(only(site).max_batch_delay_ms) == "2"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"batch_size": 2}, "batch_size"),
+        ({"max_batch_delay_ms": 2}, "max_batch_delay"),
+        ({"handler": "service:handle"}, "handler"),
+        ({"runtime": "python"}, "runtime"),
+        ({"sha256": "0" * 64}, "sha256"),
+        ({"set_default": True}, "set_default"),
+    ],
+)
+def test_what_only_archives_can_be_told_is_refused(
+    site: TritonSite, given: dict[str, Any], named: str
+) -> None:
+    site.onnx("m", v1=1.0)
+    with pytest.raises(InvalidRequest, match=f"its files decide: {named} cannot"):
+        site.repository.read(LoadOptions(url="m", **given))
+
+
+def test_fewer_workers_than_none_are_refused(site: TritonSite) -> None:
+    site.onnx("m", v1=1.0)
+    with pytest.raises(InvalidRequest, match="initial_workers cannot be negative"):
+        site.repository.read(LoadOptions(url="m", workers=-1))
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def parameters(**given: str) -> str:
+    return "".join(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in given.items()
+    )
+
+
+def test_parameters_of_tritons_own_openvino_backend_are_named_and_not_openvinos(
+    site: TritonSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.write(
+        "m/config.pbtxt",
+        'backend: "openvino"'
+        + parameters(
+            SKIP_OV_DYNAMIC_BATCHSIZE="YES",
+            TARGET_DEVICE="GPU",
+            INFERENCE_NUM_THREADS="2",
+            NUM_STREAMS="1",
+            x="y",
+        ),
+    )
+    site.write("m/1/model.xml", b"")
+    assert model(only(site))["handlerConfig"]["backend"]["options"] == {
+        "INFERENCE_NUM_THREADS": "2",
+        "NUM_STREAMS": "1",
+    }
+    assert warnings(caplog) == [
+        "Model m: parameters that have no effect here: SKIP_OV_DYNAMIC_BATCHSIZE, TARGET_DEVICE, x"
+    ]
+
+
+def test_a_python_models_own_interpreter_is_told_to_have_no_effect(
+    site: TritonSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.python("m")
+    site.write(
+        "m/config.pbtxt",
+        'backend: "python"' + parameters(EXECUTION_ENV_PATH="$$TRITON_MODEL_DIRECTORY/env.tar.gz", mine="x"),
+    )
+    assert only(site).config is not None
+    assert warnings(caplog) == ["Model m: parameters that have no effect here: EXECUTION_ENV_PATH"]
+
+
+def test_a_number_of_threads_that_is_none_is_told_of(
+    site: TritonSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.onnx("m", parameters(intra_op_thread_count="many"), v1=1.0)
+    assert "threads" not in model(only(site))["handlerConfig"]["backend"]
+    assert warnings(caplog) == ["Model m: parameters that have no effect here: intra_op_thread_count"]
+
+
+def test_only_python_models_have_optional_inputs(site: TritonSite, caplog: pytest.LogCaptureFixture) -> None:
+    optional = X.replace("}", "optional: true }")
+    site.onnx("m", optional, v1=1.0)
+    site.python("code")
+    site.write("code/config.pbtxt", 'backend: "python"' + optional)
+    only(site)
+    assert warnings(caplog) == ["Model m: only python models can do without an input: x is not optional"]
+    only(site, "code")
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_group_for_a_gpu_that_is_not_there_says_so(
+    site: TritonSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.onnx("m", "instance_group { kind: KIND_GPU gpus: [ 0, 9 ] }", v1=1.0)
+    site.defaults["devices"] = (0, 1)
+    assert only(site).devices == (0,)
+    assert warnings(caplog) == ["Model m: instance group m_0: there is no GPU 9"]
+
+
+def test_files_that_cannot_be_written_leave_nothing_behind(
+    site: TritonSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tempfile.mkdtemp
+    full = iter([False, True])
+
+    def mkdtemp(**given: Any) -> str:
+        if next(full):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return made(**given)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
+    files = {"1/model.onnx": b"", "2/model.onnx": b""}
+    with pytest.raises(LoadError, match="cannot read the files of the request: No space left on device"):
+        site.repository.versions("m", config='{"backend": "onnxruntime"}', files=files)
+    assert list(site.work.iterdir()) == []
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(site: TritonSite) -> None:
+    site.onnx("m", v1=1.0)
+    site.write("m/config.pbtxt", '\ufeffbackend: "onnxruntime" max_batch_size: 3'.encode())
+    config = only(site).config
+    assert config is not None and config["max_batch_size"] == 3

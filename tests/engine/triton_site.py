@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mms_lite.engine.launcher import InlineLauncher
 from mms_lite.engine.repository.mar import Defaults
 from mms_lite.engine.repository.triton import TritonRepository
 from mms_lite.tensors import to_array, to_tensor
-from mms_lite.types import InferRequest
+from mms_lite.types import InferRequest, RepositoryEntry
 from mms_lite.worker import loop
 
 PYTHON = """
@@ -109,7 +110,14 @@ class TritonSite:
         answer = await self.engine.infer(InferRequest("r", name, version, inputs=[x]))
         return [float(each) for each in to_array(answer.outputs[0]).reshape(-1)]
 
-    def index(self) -> list[tuple[str, str, str | None, str]]:
+    async def index(self) -> list[tuple[str, str, str | None, str]]:
         """Return the repository's index as tuples."""
-        entries = self.engine.repository_index()
-        return [(e.name, e.version, e.state and e.state.value, e.reason) for e in entries]
+        return _tuples(await self.engine.repository_index())
+
+    def entries(self) -> list[tuple[str, str, str | None, str]]:
+        """Return what the index says of models that were or are to be loaded."""
+        return _tuples(self.engine.version_entries())
+
+
+def _tuples(entries: Iterable[RepositoryEntry]) -> list[tuple[str, str, str | None, str]]:
+    return [(e.name, e.version, e.state and e.state.value, e.reason) for e in entries]

@@ -302,7 +302,7 @@ class Served:
 
     def batches(self) -> int:
         """Return how many batches workers have been given and have ended."""
-        return sum(count for _, seen in self.engine.statistics() for count, _ in seen.batches.values())
+        return sum(sum(seen.batch_rows.counts) for _, seen in self.engine.statistics())
 
     async def close(self) -> None:
         for client in self._clients:

@@ -336,7 +336,10 @@ async def test_who_may_not_manage_gets_what_is_documented(inline):
 async def test_every_status_of_the_table_of_errors_is_documented(merged):
     document = await document_of(merged)
     said = {status for _, _, operation in operations(document) for status in operation["responses"]}
-    errors = {str(status) for status, _ in ERRORS.values()} - {"415", "501"}  # which only other protocols answer
+    errors = {str(status) for status, _ in ERRORS.values()} - {
+        "415",
+        "501",
+    }  # which only other protocols answer
     assert {status for status in said if status[0] in "45"} == errors
     assert said - errors == {"200", "202", "210", "default"}
     assert set(document["components"]["responses"]) == errors

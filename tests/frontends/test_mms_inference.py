@@ -6,7 +6,7 @@ import pytest
 
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.frontends.mms.body import _THREAD_BYTES, read_parts
-from mms_lite.types import InferRequest, InferResponse, Tensor
+from mms_lite.types import InferRequest, InferResponse, LoadOptions, Tensor
 
 # Tells what the handler got: the type and the text of each entry.
 SEEN = """
@@ -141,6 +141,33 @@ async def test_multipart_fields_and_files(model, inference):
         "json": ["dict", {"a": 1}],
         "words": ["str", "words"],
     }
+
+
+OPTIONAL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "x", "data_type": "TYPE_FP32", "dims": [1], "optional": True})
+        config.add_output({"name": "y", "data_type": "TYPE_INT64", "dims": [1]})
+        return config
+
+    def execute(self, requests):
+        y = pb_utils.Tensor("y", np.array([7]))
+        return [pb_utils.InferenceResponse([y]) for _ in requests]
+"""
+
+
+@pytest.mark.parametrize("kind", [FORM, "application/x-www-form-urlencoded", "application/json", ""])
+async def test_a_model_of_tensors_may_be_asked_with_nothing(inline, inference, kind):
+    model = {"modelName": "m", "handler": "tensor", "backend": "python", "modelFiles": ["model.py"]}
+    inline.store.put("m", {"model.py": OPTIONAL, "MAR-INF/MANIFEST.json": json.dumps({"model": model})})
+    await inline.engine.load(LoadOptions(url="m"))
+    body = b"--XX--\r\n" if kind == FORM else b""
+    answer = await inference("POST", "/predictions/m", body, *([("Content-Type", kind)] if kind else []))
+    assert (answer.status, answer.json) == (200, {"y": [7]})
 
 
 async def test_urlencoded_fields(model, inference):

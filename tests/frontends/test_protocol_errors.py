@@ -195,7 +195,7 @@ TABLE: dict[str, dict[str, Case]] = {
     | on(V2_GRPC, sending(TRUNCATED), 400, "no valid inference.ModelInferRequest")
     | on([V1_ROW], sending(b'{"instances": [{"x": [3,'), 412, "The file is not valid json - Error: ")
     | on([V1_COLUMN], sending(b'{"inputs": [[3,'), 412, "The file is not valid json - Error: ")
-    | on([V1_GRPC], sending(TRUNCATED), 400, "The message is no tensorflow.serving.PredictRequest"),
+    | on([V1_GRPC], sending(TRUNCATED), 400, "the message is no valid tensorflow.serving.PredictRequest"),
     "truncated JSON header": on([V2_BINARY], sending(b'{"inputs": []}', f"{HEADER}: 9"), 400, "request JSON"),
     "header length that is none": on([V2_BINARY], sending(b"{}", f"{HEADER}: two"), 400, "got: two"),
     "truncated tensor": on(

@@ -25,7 +25,7 @@ from mms_lite.protos import files, message
 HEALTH, LOOK = "grpc.health.v1.Health", "ServerReflection/ServerReflectionInfo"
 NAME = "inference.GRPCInferenceService"
 ECHO, HANG, FAIL, CRASH = (f"/{NAME}/{method}" for method in ("Echo", "Hang", "Fail", "Crash"))
-CHAT = f"/{NAME}/Chat"
+CHAT, GATHER = f"/{NAME}/Chat", f"/{NAME}/Gather"
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 LIMIT_S = 20.0
 
@@ -42,7 +42,7 @@ class Service:
             "Fail": self._fail,
             "Crash": self._crash,
         }
-        self.streams: dict[str, Stream] = {"Chat": self._chat}
+        self.streams: dict[str, Stream] = {"Chat": self._chat, "Gather": self._gather}
         self.files: Sequence[bytes] = files(NAME)
         self.calls: list[Call] = []
         self.go_on = asyncio.Event()
@@ -82,6 +82,13 @@ class Service:
         finally:
             self.ended.append("stream")
 
+    async def _gather(self, messages: AsyncIterator[bytes], call: Call) -> AsyncIterator[bytes]:
+        """Answer when all messages are there."""
+        gathered = [body async for body in messages]
+        await self.go_on.wait()
+        for body in gathered:
+            yield body
+
 
 class Bench:
     """A listener with the service, what it wrote into the access log, and channels to it."""
@@ -104,15 +111,16 @@ class Bench:
         )
         return self.listeners[-1]
 
-    def channel(self, target: str, credentials: Any = None, **options: Any) -> Any:
+    def channel(self, target: str, credentials: Any = None, *, options: Sequence[Any] = ()) -> Any:
         if credentials is None:
-            self.channels.append(grpc.aio.insecure_channel(target, options=UNLIMITED, **options))
+            self.channels.append(grpc.aio.insecure_channel(target, options=[*UNLIMITED, *options]))
         else:
             self.channels.append(grpc.aio.secure_channel(target, credentials, options=UNLIMITED))
         return self.channels[-1]
 
     async def serve(self, **limits: Any) -> Any:
-        return self.channel(f"127.0.0.1:{await self.listener(**limits).start('127.0.0.1', 0)}")
+        self.port = await self.listener(**limits).start("127.0.0.1", 0)
+        return self.channel(f"127.0.0.1:{self.port}")
 
     async def close(self) -> None:
         for channel in self.channels:
@@ -189,6 +197,35 @@ async def test_what_is_unknown_is_unimplemented(bench: Bench) -> None:
         assert name_of(await error_of(ask(channel, path))) == "UNIMPLEMENTED"
 
 
+async def test_a_path_that_is_no_text_closes_the_port_for_a_moment_only(
+    bench: Bench, caplog: pytest.LogCaptureFixture, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    port = await bench.listener().start("127.0.0.1", 0)
+    hanging = asyncio.ensure_future(ask(bench.channel(f"127.0.0.1:{port}"), HANG, b"before"))
+    await wait_until(lambda: bench.service.calls)
+
+    await send_path(port, b"/x\xff")
+    await wait_until(lambda: "started again" in caplog.text)
+
+    other = bench.channel(f"127.0.0.1:{port}")
+    assert await ask(other, ECHO, b"after", wait_for_ready=True) == b"after"
+    bench.service.go_on.set()
+    assert await hanging == b"before"
+
+
+async def send_path(port: int, path: bytes) -> None:
+    """Call a path as no gRPC library would."""
+    pairs = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", b"localhost")]
+    pairs += [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+    block = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in pairs)
+    settings, headers = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), bytes((0, 0, len(block), 1, 5, 0, 0, 0, 1))
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + headers + block)
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_deadline_ends_the_call_at_both_ends(
     bench: Bench, wait_until: Callable[..., Awaitable[Any]]
 ) -> None:
@@ -243,6 +280,64 @@ async def test_messages_that_together_are_too_large_are_refused(
     assert bench.listeners[0].held_bytes == 0
 
 
+async def test_a_message_of_a_stream_is_held_until_it_is_answered(
+    bench: Bench, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    channel = await bench.serve(max_bytes_in_flight=1000)
+    talk = channel.stream_stream(GATHER)(timeout=LIMIT_S)
+    for size in (300, 400):
+        await talk.write(bytes(size))
+    listener = bench.listeners[0]
+    await wait_until(lambda: listener.held_bytes == 700)
+    assert name_of(await error_of(ask(channel, ECHO, bytes(301)))) == "RESOURCE_EXHAUSTED"
+
+    await talk.done_writing()
+    bench.service.go_on.set()
+    assert [len(answer) async for answer in talk] == [300, 400]
+    await wait_until(lambda: listener.held_bytes == 0)
+    greedy = channel.stream_stream(GATHER)(timeout=LIMIT_S)
+    for _ in range(4):
+        await greedy.write(bytes(300))
+    assert name_of(await error_of(greedy.read())) == "RESOURCE_EXHAUSTED"
+    await wait_until(lambda: listener.held_bytes == 0)
+
+
+async def test_a_message_that_does_not_come_is_not_waited_for(bench: Bench) -> None:
+    channel = await bench.serve(idle_s=0.05, max_tensor_request_size=1000)
+    error = await error_of(channel.stream_unary(ECHO)(timeout=LIMIT_S))  # on the wire the same as unary
+
+    assert (name_of(error), error.details()) == ("DEADLINE_EXCEEDED", "Echo: The client stopped sending.")
+    assert [line[4] for line in bench.lines] == [504]
+    assert not bench.service.calls
+    assert bench.listeners[0].active == 0
+    talk = channel.stream_stream(CHAT)(timeout=LIMIT_S)  # which may be silent as long as it likes
+    await error_of(channel.stream_unary(ECHO)(timeout=LIMIT_S))
+    await talk.write(b"one")
+    assert await talk.read() == b"ONE"
+    talk.cancel()
+
+
+async def test_a_call_without_a_message_is_an_error(bench: Bench) -> None:
+    call = (await bench.serve()).stream_unary(ECHO)(timeout=LIMIT_S)
+    await call.done_writing()
+    error = await error_of(call)
+    assert (name_of(error), error.details()) == ("INVALID_ARGUMENT", "Echo: The call has no message.")
+
+
+async def test_a_connection_has_so_many_calls_at_a_time(
+    bench: Bench, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    channel = await bench.serve()
+    calls = [asyncio.ensure_future(ask(channel, HANG, b"%d" % index)) for index in range(140)]
+    await wait_until(lambda: bench.listeners[0].active == 128)
+    other = bench.channel(f"127.0.0.1:{bench.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+    assert await ask(other, ECHO, b"another connection") == b"another connection"
+    assert len(bench.service.calls) == 129
+
+    bench.service.go_on.set()
+    assert [int(answer) for answer in await asyncio.gather(*calls)] == list(range(140))
+
+
 async def test_an_answer_may_have_any_size(bench: Bench) -> None:
     channel = await bench.serve(max_tensor_request_size=6_000_000)
     assert len(await ask(channel, ECHO, bytes(5_900_000))) == 5_900_000
@@ -275,14 +370,16 @@ async def test_an_error_in_a_stream_ends_it(bench: Bench) -> None:
 async def test_a_client_that_leaves_a_stream_closes_it(
     bench: Bench, wait_until: Callable[..., Awaitable[Any]]
 ) -> None:
-    talk = (await bench.serve()).stream_stream(CHAT)(timeout=LIMIT_S)
-    await talk.write(b"one")
-    assert await talk.read() == b"ONE"
-    talk.cancel()
+    channel = await bench.serve()
+    for count in range(1, 51):  # gRPC may say first that it sends no more, and then that it has left
+        talk = channel.stream_stream(CHAT)(timeout=LIMIT_S)
+        await talk.write(b"one")
+        assert await talk.read() == b"ONE"
+        talk.cancel()
+        await wait_until(lambda count=count: len(bench.lines) == count)  # type: ignore[misc]
 
-    await wait_until(lambda: bench.lines)
-    assert bench.service.ended == ["stream"]
-    assert bench.lines[-1][4] == 499
+    assert bench.service.ended == ["stream"] * 50
+    assert {line[4] for line in bench.lines} == {499}
     assert bench.listeners[0].active == bench.listeners[0].held_bytes == 0
 
 
@@ -294,10 +391,12 @@ async def test_a_drain_waits_for_open_calls_and_takes_no_more(
     talk = channel.stream_stream(CHAT)(timeout=LIMIT_S)
     await talk.write(b"one")
     assert await talk.read() == b"ONE"
-    await wait_until(lambda: len(bench.service.calls) == 2)
+    silent = channel.stream_unary(ECHO)(timeout=LIMIT_S)
     listener = bench.listeners[0]
+    await wait_until(lambda: len(bench.service.calls) == 2 and listener.active == 3)
     draining = asyncio.ensure_future(listener.drain(LIMIT_S))
 
+    assert name_of(await error_of(silent)) == "UNAVAILABLE"
     assert name_of(await error_of(talk.read())) == "UNAVAILABLE"  # it only waited for its client
     assert name_of(await error_of(ask(channel, ECHO))) == "UNAVAILABLE"
     assert not draining.done()

@@ -1,5 +1,6 @@
 """Any model as protocols of tensors see it: bodies as BYTES tensors, arrays as they are."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -105,3 +106,44 @@ async def test_one_bad_body_fails_the_request(model: Callable[..., Any], inline:
 async def test_an_unknown_model(inline: Any) -> None:
     with pytest.raises(ModelNotFound):
         await infer(inline.engine, request("nobody", bodies("body", b"x")))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ([Tensor("body", BYTES, (200_000,), bytes(800_000))], "at most 100 bodies in a request, got 200000"),
+        ([bodies(f"part{at}", b"") for at in range(1025)], "at most 1024 inputs, got 1025"),
+        ([bodies(f"part{at}", *[b""] * 100) for at in range(100)], "at most 8192 parts, got 10000"),
+    ],
+    ids=["bodies", "inputs", "parts"],
+)
+async def test_too_many_bodies_are_refused_before_one_is_made(
+    model: Callable[..., Any], inline: Any, monkeypatch: pytest.MonkeyPatch, inputs: list[Tensor], said: str
+) -> None:
+    await model("upper", UPPER)
+    asked: list[InferRequest] = []
+    monkeypatch.setattr(inline.engine, "infer", asked.append)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadTensor, match=said):
+            await infer(inline.engine, request("upper", *inputs))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not asked
+    assert peak < 100_000
+
+
+async def test_all_bodies_of_a_request_go_to_one_version(
+    model: Callable[..., Any], inline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await model("upper", UPPER)
+    ask, asked = inline.engine.infer, []
+
+    def remember(one: InferRequest) -> Any:
+        asked.append(one.version)
+        return ask(one)
+
+    monkeypatch.setattr(inline.engine, "infer", remember)
+    assert elements(await infer(inline.engine, request("upper", bodies("body", b"a", b"b")))) == [b"A", b"B"]
+    assert asked == ["1", "1"]

@@ -245,8 +245,15 @@ def test_parameters_and_wanted_outputs_are_those_of_each_request_and_of_no_other
     context.begin_batch(["c"], [()])
     assert (context.get_request_parameters(), context.get_requested_outputs()) == ({}, None)
     assert context.response_parameters(0) == {}
-    with pytest.raises(ValueError, match="the parameter list is neither text nor a number"):
-        context.set_response_parameter(0, "list", [1])
+
+
+@pytest.mark.parametrize("value", [[1], None, 2**70, float("inf"), "half \ud800"])
+def test_a_parameter_that_no_answer_can_carry_is_refused(value):
+    context = loaded()
+    context.begin_batch(["a"], [()])
+    with pytest.raises(ValueError, match=r"^the answer's parameter 'it' is "):
+        context.set_response_parameter(0, "it", value)
+    assert context.response_parameters(0) == {}
 
 
 @pytest.mark.parametrize(("headers", "deadlines"), [([], ()), ([(), ()], ()), ([()], [None, None])])

@@ -64,7 +64,8 @@ async def python_identity(make_model: Callable[..., Model], tmp_path: Path) -> M
         {"name": each, "data_type": f"TYPE_{'STRING' if name == BYTES else name}", "dims": [-1] * rank}
         for each, (name, rank) in names.items()
     ]
-    config = {"input": [{**each, "optional": True} for each in tensors], "output": tensors}
+    optional = [{**each, "optional": True} for each in tensors]
+    config = {"max_batch_size": 0, "input": optional, "output": tensors}
     manifest = manifest_of("python", "model.py")
     model = make_model(launcher(), path=str(tmp_path), handler="tensor", manifest=manifest, config=config)
     await model.scale(1, 1)

@@ -159,6 +159,7 @@ class OneByOne(Sum):
     """A backend that answers the requests of a batch itself; `b` may be left out."""
 
     optional = frozenset({"b"})
+    config: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,6 +39,7 @@ class OneByOne(Same):
     """The same, asked request by request; `other` may be left out."""
 
     optional = frozenset({"other"})
+    config: Mapping[str, Any] = {}
 
     def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
         said = [(self.infer(each, ["y"]), each.id, each.outputs) for each in requests]

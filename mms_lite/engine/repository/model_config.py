@@ -5,7 +5,8 @@ Apart from `triton`, which knows folders. protobuf is imported when the first co
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -46,6 +47,16 @@ _PLATFORMS = {
     "tensorflow_savedmodel": "tensorflow",
     "ensemble": "",
 }
+_THREADS = "intra_op_thread_count"  # the ONNX Runtime backend's parameter
+_ENVIRONMENT = "EXECUTION_ENV_PATH"  # the Python backend's parameter
+# Parameters of Triton's OpenVINO backend itself, older releases included; others are OpenVINO's properties.
+_OPENVINO_BACKENDS = frozenset(
+    (
+        "TARGET_DEVICE", "SKIP_OV_DYNAMIC_BATCHSIZE", "ENABLE_BATCH_PADDING", "RESHAPE_IO_LAYOUTS",
+        "COMPILATION_NUM_THREADS", "CPU_EXTENSION_PATH", "CPU_THREADS_NUM", "CPU_BIND_THREAD",
+        "CPU_THROUGHPUT_STREAMS", "HINT_BF16", "ENFORCE_BF16",
+    )
+)  # fmt: skip
 _FILES = {"torch_aoti": "model.pt2"}  # where a platform's file is not its backend's
 # What counts here; with a field all that is in it. The others are warned of.
 _HONOURED = (
@@ -76,7 +87,7 @@ def parse_text(name: str, text: bytes) -> ModelConfig:
     """
     message, text_format, json_format = _protobuf()
     try:
-        text_format.Parse(text.decode("utf-8"), message)
+        text_format.Parse(text.decode("utf-8-sig"), message)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise LoadError(f"model '{name}': failed to read text proto from {_FILE}: {error}") from error
     return _read(message, json_format)
@@ -90,6 +101,8 @@ def parse_json(name: str, text: str) -> ModelConfig:
         BackendMissing: protobuf is not installed.
     """
     message, _, json_format = _protobuf()
+    if not text.lstrip().startswith("{"):  # protobuf takes an empty list for an empty message
+        raise LoadError(f"model '{name}': failed to read the model configuration: it is not an object")
     try:
         json_format.Parse(text, message)
     except (json_format.ParseError, RecursionError) as error:
@@ -133,6 +146,31 @@ def complete(values: Values, name: str, files: Collection[str], *, gpus: int) ->
     _complete_instances(values, name, gpus)
 
 
+def with_completed(values: Mapping[str, Any], said: Mapping[str, Any]) -> Values:
+    """Return a complete configuration with the fields that the model itself says when it is loaded.
+
+    Raises:
+        LoadError: what it says is no configuration.
+    """
+    name = str(values["name"])
+    found = parse_json(name, json.dumps({**values, **said})).values
+    _check_batching(found, name)
+    return found
+
+
+def batch_size(values: Mapping[str, Any]) -> int:
+    """Return up to how many rows the server joins requests."""
+    batching = values.get("dynamic_batching") or {}
+    return max(batching.get("preferred_batch_size", ()), default=1)
+
+
+def batch_delay_ms(values: Mapping[str, Any]) -> float:
+    """Return how long a batch waits to be full; whole milliseconds are an int, as MMS has them."""
+    batching = values.get("dynamic_batching") or {}
+    delay_us: int = batching.get("max_queue_delay_microseconds", 0)
+    return delay_us / 1000 if delay_us % 1000 else delay_us // 1000
+
+
 def versions(values: Values, present: Collection[int]) -> tuple[list[int], list[int]]:
     """Return, in ascending order, the versions that the policy serves, and those that it names in vain."""
     (kind, policy), *_ = _policy(values).items()
@@ -157,6 +195,26 @@ def tensors(values: Values, side: str) -> list[Values]:
         kind = datatype(each["data_type"])
         found.append({"name": each["name"], "datatype": kind, "shape": [*batch, *shape]})
     return found
+
+
+def parameters(values: Values) -> tuple[dict[str, Any], list[str]]:
+    """Return what the parameters mean to the backend, and those that mean nothing.
+
+    Python code gets its own with its configuration.
+    """
+    stated = {key: each["string_value"] for key, each in values["parameters"].items()}
+    settings: dict[str, Any] = {}
+    used: Iterable[str] = ()
+    if values["backend"] == "python":
+        used = stated.keys() - {_ENVIRONMENT}
+    elif values["backend"] == "openvino":
+        used = {key for key in stated if key.isupper()} - _OPENVINO_BACKENDS
+        settings = {"options": {key: value for key, value in stated.items() if key in used}}
+    elif values["backend"] == "onnxruntime" and stated.get(_THREADS, "").isdecimal():
+        used = (_THREADS,)
+        threads = int(stated[_THREADS])
+        settings = {"threads": threads} if threads else {}
+    return settings, sorted(key for key in stated if key not in used)
 
 
 def datatype(data_type: str) -> str:

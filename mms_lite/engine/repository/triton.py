@@ -27,7 +27,6 @@ from mms_lite.types import LoadOptions, ModelSpec
 _CONFIG = "config.pbtxt"
 _VERSION = re.compile("[1-9][0-9]{0,17}")
 _HANDLER = "tensor"
-_THREADS = "intra_op_thread_count"  # the ONNX Runtime backend's parameter
 
 _log = logging.getLogger("mms_lite.engine")
 
@@ -87,10 +86,10 @@ class TritonRepository:
             folder = self._find(name)
             if folder is None:
                 return None
-            shared = [entry for entry in folder.iterdir() if entry.is_file()]
-            stamp: dict[str, object] = {"": _states(shared)}
-            for version in _versions(folder):
-                stamp[str(version)] = _states(_files(folder / str(version)))
+            versions = [str(version) for version in _versions(folder)]
+            stamp: dict[str, object] = {"": _states(_files(folder, without=versions))}
+            for version in versions:
+                stamp[version] = _states(_files(folder / version))
         return stamp
 
     def read(self, options: LoadOptions) -> ModelSpec:
@@ -98,9 +97,10 @@ class TritonRepository:
 
         Raises:
             ModelNotFound, VersionNotFound: it is not there, or its policy does not serve this version.
-            InvalidRequest: another name is asked for than that of its folder.
+            InvalidRequest: another name is asked for than that of its folder, or what its files decide.
             LoadError: it cannot be used.
         """
+        _check_options(options)
         name, _, version = options.url.strip("/").partition("/")
         if options.name not in (None, name):
             raise InvalidRequest(f"a model of the repository has the name of its folder: {name}")
@@ -132,6 +132,8 @@ class TritonRepository:
             InvalidRequest: the name of a file is none, or there is no `config` with them.
             LoadError: it cannot be used.
         """
+        if not _is_folder(name):
+            raise ModelNotFound(not_found(name), name=name)
         if files:
             if config is None:
                 raise InvalidRequest(
@@ -155,25 +157,24 @@ class TritonRepository:
             raise
 
     def _find(self, name: str) -> Path | None:
-        """Return the folder of a model; None for names that no folder of the repository has."""
-        if not name or name.startswith(".") or "/" in name or "\0" in name:
-            return None
+        """Return the folder of a model, if it is there."""
         folder = self._folder / name
-        return folder if folder.is_dir() else None
+        return folder if _is_folder(name) and folder.is_dir() else None
 
     def _written(self, name: str, files: Mapping[str, bytes]) -> _Places:
         """Write what a client sends: each version gets a folder of its own, to be deleted with it."""
         named = {_relative(file): content for file, content in files.items()}
-        versions = {file.parts[0] for file in named if len(file.parts) > 1}
+        firsts = {file.parts[0] for file in named if len(file.parts) > 1}
+        versions = {first for first in firsts if _VERSION.fullmatch(first)}
         folders: dict[int, Path] = {}
-        for version in filter(_VERSION.fullmatch, versions):
-            folders[int(version)] = Path(tempfile.mkdtemp(prefix=f"{name[:40]}-", dir=self._work_dir))
         places = _Places(folders, owned=True)
         try:
             with _reading("the files of the request"):
+                for version in versions:
+                    folders[int(version)] = Path(tempfile.mkdtemp(prefix=f"{name[:40]}-", dir=self._work_dir))
                 for file, content in named.items():
                     for number, folder in folders.items():
-                        if len(file.parts) == 1 or file.parts[0] == str(number):
+                        if file.parts[0] not in versions - {str(number)}:  # not another version's
                             (folder / file).parent.mkdir(parents=True, exist_ok=True)
                             (folder / file).write_bytes(content)
         except BaseException:
@@ -188,8 +189,7 @@ class TritonRepository:
         }
         gpus = len(self._defaults.devices)
         model_config.complete(values, name, present, gpus=gpus)
-        if stated.ignored:
-            _log.warning("Model %s: has no effect here: %s", name, ", ".join(stated.ignored))
+        _warn(name, stated)
         served, missing = model_config.versions(values, places.folders)
         for version in missing:
             _log.error("Model %s: the policy names version %d, which is not there", name, version)
@@ -209,7 +209,7 @@ class TritonRepository:
         places: _Places,
         *,
         workers: int,
-        devices: tuple[int, ...],
+        devices: tuple[int | None, ...],
     ) -> ModelSpec:
         folder, defaults = places.folders[version], self._defaults
         batching = values.get("dynamic_batching") or {}
@@ -222,8 +222,8 @@ class TritonRepository:
             url=f"{name}/{version}",
             handler=_HANDLER,
             owns_path=places.owned,
-            batch_size=max(batching.get("preferred_batch_size", ()), default=1),
-            max_batch_delay_ms=round(batching.get("max_queue_delay_microseconds", 0) / 1000),
+            batch_size=model_config.batch_size(values),
+            max_batch_delay_ms=model_config.batch_delay_ms(values),
             min_workers=workers,
             max_workers=workers,
             queue_size=queue.get("max_queue_size") or defaults.queue_size,
@@ -236,22 +236,26 @@ class TritonRepository:
             scratch=os.path.abspath(self._work_dir / f"scratch-{next(self._scratches)}"),
         )
 
-    def _placement(self, name: str, values: Values) -> tuple[int, tuple[int, ...]]:
-        """Return how many workers there are, and the GPUs that they are dealt in turn."""
+    def _placement(self, name: str, values: Values) -> tuple[int, tuple[int | None, ...]]:
+        """Return how many workers there are, and the GPU of each, None for the CPU; none if all are there."""
         have = self._defaults.devices
-        workers, devices = 0, []
+        placed: list[int | None] = []
         for group in values["instance_group"]:
             if group["kind"] == "KIND_GPU" and not have:
                 _log.warning("Model %s: instance group %s runs on CPUs: no GPU", name, group["name"])
                 group["kind"], group["gpus"] = "KIND_CPU", []
             if group["kind"] == "KIND_CPU":
-                workers += group["count"]
+                placed += [None] * group["count"]
                 continue
+            absent = [str(gpu) for gpu in group["gpus"] if gpu not in have]
+            if absent:
+                _log.warning(
+                    "Model %s: instance group %s: there is no GPU %s", name, group["name"], ", ".join(absent)
+                )
             first = next(self._dealt) % max(1, len(have))  # many small models shall not share one
             chosen = [gpu for gpu in group["gpus"] if gpu in have] or [*have[first:], *have[:first]]
-            workers += group["count"] * max(1, len(chosen))
-            devices += chosen
-        return workers, tuple(dict.fromkeys(devices))
+            placed += (chosen or [None]) * group["count"]
+        return len(placed), tuple(placed) if set(placed) != {None} else ()
 
 
 def startup_names(repository: TritonRepository, mode: str, load_models: str) -> list[str]:
@@ -270,11 +274,13 @@ def startup_names(repository: TritonRepository, mode: str, load_models: str) -> 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Turn failures of the file system into errors that name no path."""
+    """Turn failures of the file system, and names that it cannot have, into errors that name no path."""
     try:
         yield
     except OSError as error:
         raise LoadError(f"cannot read {what}: {error.strerror or type(error).__name__}") from error
+    except ValueError as error:
+        raise LoadError(f"cannot read {what}: {error}") from error
 
 
 def _read_config(name: str, folder: Path) -> ModelConfig:
@@ -298,10 +304,11 @@ def _entries(folder: Path) -> list[str]:
         return []
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, without what Python makes of model.py when it is loaded."""
+def _files(folder: Path, *, without: Iterable[str] = ()) -> Iterator[Path]:
+    """Yield the files below a folder, without what Python makes of code and without some of its folders."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name != "__pycache__"]
+        left_out = {"__pycache__", *(without if parent == str(folder) else ())}
+        folders[:] = [name for name in folders if name not in left_out]
         yield from (Path(parent, name) for name in names)
 
 
@@ -312,6 +319,48 @@ def _states(files: Iterable[Path]) -> object:
             stat = file.stat()
             states.append((str(file), stat.st_mtime_ns, stat.st_size))
     return tuple(sorted(states))
+
+
+def _is_folder(name: str) -> bool:
+    """Tell whether a model's folder can have this name."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\0" not in name
+
+
+def _check_options(options: LoadOptions) -> None:
+    """Refuse what only archives can be told.
+
+    Raises:
+        InvalidRequest: something of it is said.
+    """
+    said = {
+        "batch_size": options.batch_size != 1,
+        "max_batch_delay": options.max_batch_delay_ms != 0,
+        "handler": options.handler is not None,
+        "runtime": options.runtime is not None,
+        "sha256": options.sha256 is not None,
+        "set_default": options.set_default,
+    }
+    refused = [name for name, is_said in said.items() if is_said]
+    if refused:
+        raise InvalidRequest(
+            f"a model of the repository is as its files decide: {', '.join(refused)} cannot be given"
+        )
+    if options.workers is not None and options.workers < 0:
+        raise InvalidRequest("initial_workers cannot be negative")
+
+
+def _warn(name: str, stated: ModelConfig) -> None:
+    """Name in the log what is set and has no effect."""
+    values = stated.values
+    if stated.ignored:
+        _log.warning("Model %s: has no effect here: %s", name, ", ".join(stated.ignored))
+    _, ignored = model_config.parameters(values)
+    if ignored:
+        _log.warning("Model %s: parameters that have no effect here: %s", name, ", ".join(ignored))
+    optional = [each["name"] for each in values["input"] if each["optional"]]
+    if optional and values["backend"] != "python":
+        told = "Model %s: only python models can do without an input: %s is not optional"
+        _log.warning(told, name, ", ".join(optional))
 
 
 def _relative(file: str) -> PurePosixPath:
@@ -333,7 +382,7 @@ def _manifest(values: Values, folder: Path, version: int) -> Mapping[str, Any]:
         "inputs": model_config.tensors(values, "input"),
         "outputs": model_config.tensors(values, "output"),
         "batch": values["max_batch_size"] > 0,
-        **_parameters(values, name),
+        **model_config.parameters(values)[0],
     }
     model = {
         "modelName": name,
@@ -349,19 +398,6 @@ def _manifest(values: Values, folder: Path, version: int) -> Mapping[str, Any]:
         },
     }
     return {"model": model}
-
-
-def _parameters(values: Values, name: str) -> dict[str, Any]:
-    """Return what the parameters mean to the backend; Python code gets them with its configuration."""
-    stated = {key: each["string_value"] for key, each in values["parameters"].items()}
-    if values["backend"] == "python":
-        return {}
-    if values["backend"] == "openvino":
-        return {"options": {key: value for key, value in stated.items() if key.isupper()}}
-    threads = stated.pop(_THREADS, "0") if values["backend"] == "onnxruntime" else "0"
-    if stated:
-        _log.warning("Model %s: parameters that have no effect here: %s", name, ", ".join(stated))
-    return {"threads": int(threads)} if threads.isdecimal() and int(threads) else {}
 
 
 def _model_files(file: str, folder: Path, name: str) -> list[str]:

@@ -15,6 +15,7 @@ from mms_lite.tensors import DTYPES, Array, pack
 from mms_lite.types import BYTES, ModelSpec, Tensor
 
 _KINDS = "iuf"  # of numpy's types: those whose elements have an order
+_MOST_CLASSES = 100_000  # texts in an answer
 
 
 def classify(tensor: Tensor, count: int, labels: Sequence[str], *, batched: bool) -> Tensor:
@@ -24,7 +25,7 @@ def classify(tensor: Tensor, count: int, labels: Sequence[str], *, batched: bool
     than elements. Of equal elements the first comes first (Triton, classification extension).
 
     Raises:
-        BadTensor: the output's elements have no order.
+        BadTensor: the output's elements have no order, or the answer would be too long.
     """
     dtype = DTYPES.get(tensor.datatype)
     if dtype is None or dtype.kind not in _KINDS:
@@ -32,16 +33,22 @@ def classify(tensor: Tensor, count: int, labels: Sequence[str], *, batched: bool
     batched = batched and bool(tensor.shape)
     rows = tensor.shape[0] if batched else 1
     each = math.prod(tensor.shape[1:] if batched else tensor.shape)
-    values = np.frombuffer(tensor.data, dtype).reshape(rows, each)
-    found = [element for row in values for element in _highest(row, count, labels)]
     kept = min(count, each)
-    return Tensor(tensor.name, BYTES, (rows, kept) if batched else (kept,), pack(found))
+    if rows * kept > _MOST_CLASSES:
+        raise BadTensor(
+            f"output '{tensor.name}' would be {rows * kept} classes; {_MOST_CLASSES} are the most"
+        )
+    values = np.frombuffer(tensor.data, dtype).reshape(rows, each)
+    order = _highest(values, kept)
+    highest = np.take_along_axis(values, order, 1).reshape(-1).tolist()
+    spelt = (_spell(*one, labels).encode() for one in zip(highest, order.reshape(-1).tolist(), strict=True))
+    return Tensor(tensor.name, BYTES, (rows, kept) if batched else (kept,), pack(spelt))
 
 
-def _highest(row: Array, count: int, labels: Sequence[str]) -> list[bytes]:
+def _highest(values: Array, count: int) -> Array:
+    """Return the indices of each row's highest elements [rows,count]."""
     # Backwards, so that a stable order from the lowest up has the first of equal elements at its end.
-    order = len(row) - 1 - np.argsort(row[::-1], kind="stable")[::-1][:count]
-    return [_spell(row[index].item(), int(index), labels).encode() for index in order]
+    return values.shape[1] - 1 - np.argsort(values[:, ::-1], axis=1, kind="stable")[:, ::-1][:, :count]
 
 
 def _spell(value: float, index: int, labels: Sequence[str]) -> str:

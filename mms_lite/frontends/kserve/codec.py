@@ -21,8 +21,11 @@ import numpy as np
 import orjson
 
 from mms_lite import json_arrays
-from mms_lite.errors import BadTensor, InvalidRequest, Unsupported
+from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, Unsupported
+from mms_lite.frontends.kserve.errors import of_request
+from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import RequestedOutput
+from mms_lite.frontends.tensor_calls import check_shape
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack, to_array
 from mms_lite.types import BYTES, InferResponse, Tensor, TensorSpec
@@ -38,7 +41,7 @@ _ONE_SOURCE = (
 )
 _MOST_LENGTH = 2**63 - 1
 _MOST_DIGITS = 15  # of a header's length
-# For `struct`, which takes no text, no fraction for an integer and nothing too large; true is 1.
+# For `struct`, which takes no text, no fraction for an integer and nothing too large; but true as 1.
 _FORMATS = {
     "UINT8": "B",
     "UINT16": "H",
@@ -81,11 +84,11 @@ def read_header_length(text: str | None, size: int) -> int:
     return int(digits)
 
 
-def read(body: Body, header_length: int, model: str) -> Asked:
-    """Read a request: its JSON, of `header_length` bytes, and the tensors behind it.
+def read(body: Body, header_length: int, expected: Expected) -> Asked:
+    """Read a request for a model: its JSON, of `header_length` bytes, and the tensors behind it.
 
     Raises:
-        InvalidRequest: it is not one; the message names the input.
+        InvalidRequest: it is not one, or has too many inputs; the message names the input.
     """
     view = body.view if isinstance(body, SharedBytes) else memoryview(body)
     try:
@@ -94,20 +97,29 @@ def read(body: Body, header_length: int, model: str) -> Asked:
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from error
     if type(head) is not dict:
         raise InvalidRequest("failed to parse the request JSON buffer: it is not an object")
+    name = head.get("id", "")
+    if type(name) is not str or _is_broken(name):
+        raise InvalidRequest("Unable to parse 'id'")
     inputs = head.get("inputs")
     if type(inputs) is not list:
         raise InvalidRequest("Unable to parse 'inputs'")
-    parts = _Parts(body, header_length, model)
-    read_inputs = [_read_input(each, parts, alone=len(inputs) == 1) for each in inputs]
+    parts = _Parts(body, header_length, expected.spec.name)
+    try:
+        expected.check_count([_read_name(each, "input") for each in inputs])
+        read_inputs = [_read_input(each, parts, alone=len(inputs) == 1) for each in inputs]
+    except BadTensor as error:
+        raise of_request(error, name) from error
     parts.check_end()
     parameters = _parameters(head)
     binary = parameters.get("binary_data_output", False)
     if type(binary) is not bool:
         raise InvalidRequest("Unable to parse 'binary_data_output'")
-    name = head.get("id", "")
-    if type(name) is not str:
-        raise InvalidRequest("Unable to parse 'id'")
     return Asked(name, read_inputs, _read_outputs(head.get("outputs")), parameters, binary)
+
+
+def _is_broken(text: str) -> bool:
+    """Tell whether a text has half of a surrogate pair, which cannot be written again."""
+    return text.encode("utf-8", "ignore").decode() != text
 
 
 class _Parts:
@@ -151,12 +163,22 @@ class _Parts:
             raise InvalidRequest(f"unexpected additional input data for model '{self._model}'")
 
 
-def _read_input(described: Any, parts: _Parts, *, alone: bool) -> Tensor:
+def _read_name(described: Any, what: str) -> str:
+    """Return the name of an input or output.
+
+    Raises:
+        InvalidRequest: it has none, or is no object.
+    """
     if type(described) is not dict:
-        raise InvalidRequest("Unable to parse 'inputs': an input is not an object")
-    name, datatype = described.get("name"), described.get("datatype")
+        raise InvalidRequest(f"Unable to parse '{what}s': an {what} is not an object")
+    name = described.get("name")
     if type(name) is not str:
         raise InvalidRequest("Unable to parse 'name'")
+    return name
+
+
+def _read_input(described: dict[str, Any], parts: _Parts, *, alone: bool) -> Tensor:
+    name, datatype = described["name"], described.get("datatype")
     if type(datatype) is not str or datatype not in DTYPES:
         raise InvalidRequest(f"invalid datatype for input {name}")
     shape = _read_shape(described.get("shape"), name)
@@ -195,6 +217,7 @@ def _read_shape(described: Any, name: str) -> tuple[int, ...]:
         type(length) is not int or not 0 <= length <= _MOST_LENGTH for length in described
     ):
         raise InvalidRequest(f"Unable to parse 'shape' of input '{name}'")
+    check_shape(name, described)
     return tuple(described)
 
 
@@ -216,11 +239,7 @@ def _read_outputs(described: Any) -> list[RequestedOutput]:
 
 
 def _read_output(described: Any) -> RequestedOutput:
-    if type(described) is not dict:
-        raise InvalidRequest("Unable to parse 'outputs': an output is not an object")
-    name = described.get("name")
-    if type(name) is not str:
-        raise InvalidRequest("Unable to parse 'name'")
+    name = _read_name(described, "output")
     parameters = _parameters(described)
     binary, count = parameters.get("binary_data"), parameters.get("classification", 0)
     if binary is not None and type(binary) is not bool:
@@ -273,9 +292,14 @@ def _pack_numbers(value: Any, datatype: str) -> tuple[bytes, tuple[int, ...]] | 
             (length,) = set(map(len, items))
             shape.append(length)
             items = list(chain.from_iterable(items))
-        return struct.pack(f"<{len(items)}{code}", *items), tuple(shape)
+        packed = struct.pack(f"<{len(items)}{code}", *items)
     except (struct.error, OverflowError, TypeError, ValueError):
         return None
+    array = np.frombuffer(packed, DTYPES[datatype])
+    # Looking at all types takes as long as packing: only where a number could have been true or false.
+    if ((array == 0) | (array == 1)).any() and bool in set(map(type, items)):
+        return None
+    return packed, tuple(shape)
 
 
 def _from_base64(name: str, elements: Any) -> list[bytes]:
@@ -309,7 +333,7 @@ def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
     """Return the pieces of an answer's body, and the length of its JSON if tensors follow it.
 
     Raises:
-        BadTensor: an output cannot be JSON.
+        BadTensor, HandlerError: an output, or a parameter of the model's, cannot be JSON.
     """
     outputs: list[dict[str, Any]] = []
     pieces: list[Piece] = [b""]
@@ -337,7 +361,10 @@ def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
         head["id"] = answer.id
     if answer.parameters:
         head["parameters"] = answer.parameters
-    pieces[0] = orjson.dumps(head)
+    try:
+        pieces[0] = orjson.dumps(head)
+    except TypeError as error:
+        raise HandlerError(f"the model's answer has names or parameters that are no JSON: {error}") from error
     return pieces, len(pieces[0]) if followed else None
 
 

@@ -22,7 +22,7 @@ _ERRORS = {
     403: "The server may not do this, such as load models where model_control_mode is not explicit.",
     404: "There is no such model or version.",
     408: "The request's body did not arrive in time.",
-    413: "The request's body is larger than the limit, as it is or unpacked.",
+    413: "The request's body, as it is or unpacked, or its JSON, is larger than the limit.",
     415: "The body has a Content-Encoding other than gzip and deflate.",
     429: "The model's queue is full.",
     500: "The model, its worker or the server failed.",
@@ -259,7 +259,7 @@ def _load() -> _Json:
 
 
 def _unload() -> _Json:
-    meaning = "unload_dependents: unload the models that it is made of, too."
+    meaning = "unload_dependents is accepted; no model is made of others here."
     body = _body(_record([], parameters={**_PARAMETERS, "description": meaning}))
     given = _in_path("model_name")
     return _post("v2Unload", "Unload a model.", None, *_CONTROL, parameters=given, requestBody=body)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mms_lite.errors import BadTensor
-from mms_lite.frontends.tensor_calls import visible
+from mms_lite.frontends.tensor_calls import MOST_INPUTS, visible
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack
 from mms_lite.types import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 _LENGTH = struct.Struct("<I")
+_MOST_SHOWN = 10  # names that a client made up, in a message
+_MOST_LETTERS = 80  # of each
 _NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
     " to each input shape. If you want to specify the full shape including the batch dim in your input dims"
@@ -66,17 +68,24 @@ class Expected:
             return bool(self.max_batch_size)
         return not self.raw and has_free_rows(self.signature)
 
+    def check_count(self, names: Sequence[str]) -> None:
+        """Check that a request has no more inputs than the model, by their names, before they are read.
+
+        Raises:
+            BadTensor: it has.
+        """
+        if self.raw and len(names) > MOST_INPUTS:
+            raise BadTensor(f"the model takes at most {MOST_INPUTS} inputs, got {len(names)}")
+        if not self.raw and len(names) > len(self.inputs):
+            raise self._wrong_count(_distinct(names))
+
     def check(self, inputs: Sequence[Tensor]) -> None:
         """Check a request's inputs.
 
         Raises:
             BadTensor: they do not fit.
         """
-        names = {tensor.name for tensor in inputs}
-        if len(names) < len(inputs):
-            given = [tensor.name for tensor in inputs]
-            twice = next(name for name in given if given.count(name) > 1)
-            raise BadTensor(f"input '{twice}' already exists in request")
+        names = _distinct([tensor.name for tensor in inputs])
         if not self.raw:
             self._check_names(inputs, names)
             if self.max_batch_size:
@@ -97,21 +106,23 @@ class Expected:
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                raise BadTensor(f"output '{name}' already exists in request")
+                raise BadTensor(f"output '{name[:_MOST_LETTERS]}' already exists in request")
             if not self.raw and name not in self.outputs:
                 raise self.unexpected_output(name)
             seen.add(name)
 
-    def unexpected_output(self, name: str) -> BadTensor:
-        """Return the error for the name of an output that the model has not."""
-        allowed = ", ".join(self.outputs)
-        return BadTensor(f"unexpected inference output '{name}', allowed outputs are: {allowed}")
+    def unexpected_output(self, name: str, known: Iterable[str] | None = None) -> BadTensor:
+        """Return the error for the name of an output that is not among the model's, or `known` ones."""
+        allowed = ", ".join(self.outputs if known is None else known)
+        shown = name[:_MOST_LETTERS]
+        return BadTensor(f"unexpected inference output '{shown}', allowed outputs are: {allowed}")
 
     def raw_input(self, body: bytearray | SharedBytes) -> Tensor:
         """Return the one input of a request whose body is nothing but its bytes (binary tensor extension).
 
         Raises:
-            BadTensor: the model has several inputs, or its shape leaves more than one length open.
+            BadTensor: the model has several inputs, or its shape leaves more than one length open; or there
+                are no bytes.
         """
         if len(self.inputs) != 1:
             raise BadTensor(
@@ -136,6 +147,8 @@ class Expected:
             )
         if -1 in shape:
             rest = -math.prod(shape) * DTYPES[spec.datatype].itemsize
+            if rest and not len(body):
+                raise BadTensor(f"The body of the raw input '{spec.name}' is empty")
             shape[shape.index(-1)] = len(body) // rest if rest else 0
         return Tensor(spec.name, spec.datatype, tuple(shape), body)
 
@@ -144,8 +157,8 @@ class Expected:
             raise self._wrong_count(names)
         for tensor in inputs:
             if tensor.name not in self.inputs:
-                allowed = ", ".join(self.inputs)
-                raise BadTensor(f"unexpected inference input '{tensor.name}', allowed inputs are: {allowed}")
+                allowed, name = ", ".join(self.inputs), tensor.name[:_MOST_LETTERS]
+                raise BadTensor(f"unexpected inference input '{name}', allowed inputs are: {allowed}")
         if not self.required <= names:
             raise self._wrong_count(names)
 
@@ -249,8 +262,24 @@ def _check_elements(data: memoryview, count: int, where: str) -> None:
         raise BadTensor(f"expected {count} string elements {where}, got {found}")
 
 
+def _distinct(names: Sequence[str]) -> set[str]:
+    """Return the names of inputs.
+
+    Raises:
+        BadTensor: one is there twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise BadTensor(f"input '{name[:_MOST_LETTERS]}' already exists in request")
+        seen.add(name)
+    return seen
+
+
 def _quoted(names: Sequence[str]) -> str:
-    return "[" + ",".join(f"'{name}'" for name in names) + "]"
+    shown = [f"'{name[:_MOST_LETTERS]}'" for name in names[:_MOST_SHOWN]]
+    more = len(names) - len(shown)
+    return f"[{','.join(shown)}{f',... and {more} more' if more else ''}]"
 
 
 def _shape(lengths: Sequence[Any]) -> str:

@@ -13,10 +13,10 @@ from google.protobuf import json_format
 
 from mms_lite import protos
 from mms_lite.errors import ModelNotFound, ServingError, Unsupported
-from mms_lite.frontends.call import Call, Stream, Unary
+from mms_lite.frontends.call import Call, Stream, Unary, chosen_code, parse
 from mms_lite.frontends.kserve import infer_messages
 from mms_lite.frontends.kserve.errors import grpc_status
-from mms_lite.frontends.kserve.infer_messages import Question, parameters, parse
+from mms_lite.frontends.kserve.infer_messages import Question, parameters
 from mms_lite.frontends.kserve.service import KServeService
 from mms_lite.frontends.message import Buffer
 
@@ -65,7 +65,7 @@ class InferenceService:
 
     def spell(self, error: ServingError, method: str) -> tuple[str, str]:
         """Return the status code and message of an error, as Triton has them."""
-        return grpc_status(error), error.message
+        return _code(error), error.message
 
     async def _server_live(self, _: Any, call: Call) -> Json:
         return {"live": self._service.live()}
@@ -93,7 +93,7 @@ class InferenceService:
 
     async def _repository_index(self, asked: Any, call: Call) -> Json:
         _check_repository(asked)
-        return {"models": self._service.repository_index(only_ready=asked.ready)}
+        return {"models": await self._service.repository_index(only_ready=asked.ready)}
 
     async def _load(self, asked: Any, call: Call) -> Json:
         _check_repository(asked)
@@ -131,15 +131,8 @@ class InferenceService:
         opened = _Opened()
         reading = asyncio.create_task(self._open(received, call, opened))
         try:
-            while (one := await opened.next()) is not None:
-                question, answer = one
-                try:
-                    yield b"".join(infer_messages.in_stream(await answer))
-                except ServingError as error:
-                    if ends:
-                        raise
-                    yield infer_messages.error_in_stream(error, question)
-                opened.close(question)
+            while await opened.next():
+                yield await opened.answer(ends_by_error=ends)
             await reading
         finally:
             await _end([reading, *opened.answers()])
@@ -148,10 +141,14 @@ class InferenceService:
         """Read a stream's requests in order and begin to answer each; none that waits is lost on an error."""
         try:
             async for each in received:
-                question = await infer_messages.read(each, call)
-                await opened.add(question, asyncio.create_task(self._answer(question, call)))
+                await self._begin(each, call, opened)
+                del each  # it would be kept until the next comes, and that may be hours
         finally:
             opened.finish()
+
+    async def _begin(self, received: bytes, call: Call, opened: _Opened) -> None:
+        question = await infer_messages.read(received, call)
+        await opened.add(question, asyncio.create_task(self._answer(question, call)))
 
     async def _answer(self, question: Question, call: Call) -> list[Buffer]:
         """Return the pieces of the answer's message, once it is counted.
@@ -165,7 +162,7 @@ class InferenceService:
                 raise question.error or ServingError("the request was not read")
             response = await self._service.infer(question.request, question.wanted, call_id=call.id)
         except ServingError as error:
-            count(question.model, question.version, _PROTOCOL, grpc_status(error))
+            count(question.model, question.version, _PROTOCOL, _code(error))
             raise
         count(response.model, response.version, _PROTOCOL, "OK")
         return infer_messages.write(response)
@@ -175,7 +172,10 @@ _Open = tuple[Question, "asyncio.Task[list[Buffer]]"]
 
 
 class _Opened:
-    """The requests of a stream that are not answered yet, in order, and how many there may be."""
+    """The requests of a stream that are not answered yet, in order, and how many there may be.
+
+    One that is answered is forgotten at once: the next may be hours away.
+    """
 
     def __init__(self) -> None:
         self._waiting: asyncio.Queue[_Open | None] = asyncio.Queue()
@@ -192,19 +192,34 @@ class _Opened:
             self._room.clear()
             await self._room.wait()
 
-    async def next(self) -> _Open | None:
-        """Return the request whose answer is due, None after the last."""
+    async def next(self) -> bool:
+        """Wait for the request whose answer is due; tell whether there is one."""
         self._current = await self._waiting.get()
-        return self._current
+        return self._current is not None
 
-    def close(self, question: Question) -> None:
-        """Make room: it is answered."""
+    async def answer(self, *, ends_by_error: bool) -> bytes:
+        """Return the answer that is due.
+
+        Raises:
+            ServingError: with `ends_by_error`, what there is instead of one.
+        """
+        if self._current is None:
+            raise ServingError("no request waits")
+        question, answer = self._current
+        try:
+            said = b"".join(infer_messages.in_stream(await answer))
+        except ServingError as error:
+            if ends_by_error:
+                raise
+            said = infer_messages.error_in_stream(error, question)
+        self._current = None
         self._count -= 1
         self._bytes -= question.size
         self._room.set()
+        return said
 
     def finish(self) -> None:
-        """Let `next` return None after what is there."""
+        """Let `next` end after what is there."""
         self._waiting.put_nowait(None)
 
     def answers(self) -> list[asyncio.Task[list[Buffer]]]:
@@ -231,6 +246,10 @@ def _unary(name: str, method: _Method) -> Unary:
         return bytes(json_format.ParseDict(said, response()).SerializeToString())
 
     return answer
+
+
+def _code(error: ServingError) -> str:
+    return chosen_code(error) or grpc_status(error)
 
 
 def _listed(value: str | list[str]) -> list[str]:

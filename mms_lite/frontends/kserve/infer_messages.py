@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 
 from mms_lite import protos
 from mms_lite.errors import InvalidRequest, ServingError, Unsupported
-from mms_lite.frontends.call import Call
-from mms_lite.frontends.fields import LEAST_BYTES, field, lift, value
+from mms_lite.frontends.call import Call, parse
+from mms_lite.frontends.fields import LEAST_BYTES, field, lift, lighten, value
 from mms_lite.frontends.kserve.service import RequestedOutput
 from mms_lite.frontends.message import Buffer
+from mms_lite.frontends.tensor_calls import MOST_INPUTS, check_shape
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack
 from mms_lite.types import InferRequest, InferResponse, Tensor
@@ -28,9 +28,12 @@ _REQUEST = protos.message("inference.ModelInferRequest")
 _RESPONSE = protos.message("inference.ModelInferResponse")
 _STREAM_RESPONSE = protos.message("inference.ModelStreamInferResponse")
 _RAW_INPUTS = (7,)  # the number of ModelInferRequest.raw_input_contents
+_TEXTS = (5, 5, 8)  # inputs, contents, bytes_contents
+_ADVICE = "Send tensors in raw_input_contents."
 _RAW_OUTPUTS = 6  # of ModelInferResponse.raw_output_contents
 _IN_STREAM = 2  # of ModelStreamInferResponse.infer_response
 _THREAD_BYTES = LEAST_BYTES  # of what is left of a message: values to be converted one by one
+_MOST_PARAMETERS = 1000
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _FINAL = "triton_final_response"
 _REGION = "shared_memory_region"
@@ -61,24 +64,22 @@ class Question:
     error: ServingError | None = None
 
 
-def parse(kind: Any, received: bytes) -> Any:
-    """Return the message of this class that the bytes are.
+@dataclass(frozen=True, slots=True)
+class _Lifted:
+    """What `fields` took out of a message: of raw_input_contents, and of bytes_contents."""
 
-    Raises:
-        InvalidRequest: they are none.
-    """
-    try:
-        return kind.FromString(received)
-    except DecodeError as error:
-        raise InvalidRequest(f"the message is no valid {kind.DESCRIPTOR.full_name}") from error
+    raw: Sequence[memoryview]
+    texts: Sequence[memoryview] = ()
 
 
 def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a map of InferParameter or ModelRepositoryParameter.
 
     Raises:
-        InvalidRequest: one has no value.
+        InvalidRequest: one has no value, or there are too many.
     """
+    if len(given) > _MOST_PARAMETERS:
+        raise InvalidRequest(f"there are {len(given)} parameters; {_MOST_PARAMETERS} are the most")
     found = {}
     for name, each in given.items():
         kind = each.WhichOneof("parameter_choice")
@@ -95,9 +96,9 @@ async def read(received: bytes, call: Call) -> Question:
     rest, lifted = lift(received, _RAW_INPUTS)
     try:
         if len(rest) <= _THREAD_BYTES:
-            _fill(question, rest, lifted, call)
+            _fill(question, rest, _Lifted(lifted), call)
         else:
-            await asyncio.to_thread(_fill, question, rest, lifted, call)
+            await asyncio.to_thread(_fill_at_length, question, rest, lifted, call)
     except ServingError as error:
         question.error = error
     return question
@@ -133,7 +134,12 @@ def error_in_stream(error: ServingError, question: Question) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _fill(question: Question, rest: bytes, lifted: Sequence[memoryview], call: Call) -> None:
+def _fill_at_length(question: Question, rest: bytes, raw: Sequence[memoryview], call: Call) -> None:
+    light, texts = lighten(rest, _TEXTS, advice=_ADVICE)
+    _fill(question, light, _Lifted(raw, texts), call)
+
+
+def _fill(question: Question, rest: bytes, lifted: _Lifted, call: Call) -> None:
     """Read a request whose raw tensors are lifted.
 
     Raises:
@@ -151,8 +157,10 @@ def _fill(question: Question, rest: bytes, lifted: Sequence[memoryview], call: C
     )
 
 
-def _inputs(asked: Any, lifted: Sequence[memoryview]) -> list[Tensor]:
+def _inputs(asked: Any, lifted: _Lifted) -> list[Tensor]:
     raw, tensors, at = asked.raw_input_contents, [], 0
+    if max(len(asked.inputs), len(raw)) > MOST_INPUTS:
+        raise InvalidRequest(f"a request has at most {MOST_INPUTS} inputs")
     for each in asked.inputs:
         content_type = _content_type(each) if each.parameters else ""
         explicit = each.HasField("contents")
@@ -162,9 +170,9 @@ def _inputs(asked: Any, lifted: Sequence[memoryview]) -> list[Tensor]:
                 each, asked, "contents field must not be specified when using raw_input_contents for"
             )
         if explicit:
-            data = _explicit(each, asked)
+            data = _explicit(each, asked, lifted.texts)
         elif at < len(raw):
-            data = value(raw[at], lifted)
+            data = value(raw[at], lifted.raw)
             at += 1
         else:
             raise _unfit(each, asked, "unable to find data for input tensor", " in request.")
@@ -176,7 +184,7 @@ def _inputs(asked: Any, lifted: Sequence[memoryview]) -> list[Tensor]:
     return tensors
 
 
-def _explicit(given: Any, asked: Any) -> Buffer:
+def _explicit(given: Any, asked: Any, texts: Sequence[memoryview]) -> Buffer:
     """Return the data of an input whose elements are values of the message."""
     filled = given.contents.ListFields()
     if not filled:
@@ -190,7 +198,7 @@ def _explicit(given: Any, asked: Any) -> Buffer:
         end = f" of type '{datatypes[0]}', expected datatype '{given.datatype}'"
         raise _unfit(given, asked, start, end)
     if given.datatype == "BYTES":
-        return pack(values)
+        return pack(value(each, texts) for each in values)
     dtype = DTYPES[given.datatype]
     if as_encoded:  # a packed field of fixed size ends with the bytes of the array
         given.contents.DiscardUnknownFields()
@@ -236,6 +244,7 @@ def _content_type(tensor: Any) -> str:
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
+    check_shape(tensor.name, tensor.shape)  # before a list of millions is made
     shape = tuple(tensor.shape)
     if shape and min(shape) < 0:
         raise InvalidRequest(f"input '{tensor.name}' has a negative length in its shape")

@@ -16,6 +16,7 @@ from mms_lite.types import BYTES, ModelSpec, RepositoryEntry, Signature, TensorS
 Json = dict[str, Any]
 
 _NS = 1_000_000_000
+_UNLOADED = "unloaded"  # the engine's reason for what was
 
 
 def metadata(spec: ModelSpec, signature: Signature, versions: Sequence[str]) -> Json:
@@ -73,20 +74,19 @@ def statistics(spec: ModelSpec, seen: VersionMetrics) -> Json:
     """Return a version's ModelStatistics. What a request spent outside of the queue counts as inference."""
     answered = sum(seen.total_s.counts) - seen.failed
     spent_s = seen.total_s.sum - seen.failed_s
-    queued, queued_s = sum(seen.queue_s.counts), seen.queue_s.sum
     nothing = _duration(0, 0.0)
     return {
         "name": spec.name,
         "version": spec.version,
         "last_inference": int(seen.last_batch_at * 1000),
-        "inference_count": sum(rows * count for rows, (count, _) in seen.batches.items()),
+        "inference_count": seen.answered_rows,
         "execution_count": sum(count for count, _ in seen.batches.values()),
         "inference_stats": {
             "success": _duration(answered, spent_s),
             "fail": _duration(seen.failed, seen.failed_s),
-            "queue": _duration(queued, queued_s),
+            "queue": _duration(answered, seen.answered_queue_s),
             "compute_input": _duration(answered, 0.0),
-            "compute_infer": _duration(answered, max(0.0, spent_s - queued_s)),
+            "compute_infer": _duration(answered, spent_s - seen.answered_queue_s),
             "compute_output": _duration(answered, 0.0),
             "cache_hit": nothing,
             "cache_miss": nothing,
@@ -106,12 +106,16 @@ def statistics(spec: ModelSpec, seen: VersionMetrics) -> Json:
 
 
 def index_entry(entry: RepositoryEntry) -> Json:
-    """Return an entry of the repository's index; what was never loaded has a name only."""
+    """Return an entry of the repository's index; what was never loaded has a name only.
+
+    Why a version failed may name files of the server: that is for those who manage it.
+    """
+    reason = entry.reason if entry.reason in ("", _UNLOADED) else "failed to load"
     said = {
         "name": entry.name,
         "version": entry.version,
         "state": entry.state.value if entry.state is not None else "",
-        "reason": entry.reason,
+        "reason": reason,
     }
     return {key: value for key, value in said.items() if value or key == "name"}
 

@@ -9,24 +9,29 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from mms_lite.errors import InvalidRequest, ServingError, Unsupported
+from mms_lite.errors import InvalidRequest, RequestTooLarge, ServingError, Unsupported
 from mms_lite.frontends.kserve import codec, compression
 from mms_lite.frontends.kserve.errors import http_status
-from mms_lite.frontends.kserve.service import KServeService
+from mms_lite.frontends.kserve.service import KServeService, asked_version
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits, deadline, retry_after_s
 from mms_lite.shared import SharedBytes
-from mms_lite.types import InferRequest
+from mms_lite.types import InferRequest, InferResponse
 
 PROTOCOL = "kserve-rest"  # in the metrics
-_LONG_JSON_BYTES = 1 << 20
-_LONG_TENSOR_BYTES = _LONG_JSON_BYTES // 4  # of which JSON becomes as long
+_LONG_JSON_BYTES = 128 << 10  # 40,000 texts without a letter: some milliseconds
+_MOST_JSON_BYTES = 16 << 20  # as Python's objects it is ten to twenty times as large
+_MOST_READERS = 2  # of long JSON at a time, which would but wait for each other
+_LONG_TENSOR_BYTES = 1 << 18  # of which a megabyte of JSON becomes
+_OURS = ("content-", "inference-header-", "transfer-")  # headers of an answer that no handler sets
+_T = TypeVar("_T")
 _JSON = ("Content-Type", "application/json")
 _BINARY = ("Content-Type", "application/octet-stream")
 
@@ -89,7 +94,7 @@ def _find(target: str) -> _Route | None:
 
 def _of_model(rest: list[str], model: str, version: str | None) -> _Route | None:
     found = _MODEL_ROUTES.get(tuple(rest))
-    return None if found is None else _Route(*found, model, version)
+    return None if found is None else _Route(*found, model, asked_version(version))
 
 
 def _of_shared_memory(rest: list[str]) -> _Route | None:
@@ -112,6 +117,9 @@ class KServeRest:
     def __init__(self, service: KServeService, limits: Limits) -> None:
         self._service = service
         self._limits = limits
+        self._unpacked = compression.Unpacked(limits.max_bytes_in_flight)
+        # Threads of their own and no semaphore: a client that leaves does not end the thread that reads.
+        self._readers = ThreadPoolExecutor(_MOST_READERS, "kserve-json")
         self._verbs: dict[str, Callable[[HttpRequest, _Route], Awaitable[HttpResponse]]] = {
             "server_metadata": self._server_metadata,
             "server_live": self._server_live,
@@ -160,77 +168,74 @@ class KServeRest:
     async def _infer(self, request: HttpRequest, route: _Route) -> HttpResponse:
         version = route.version
         try:
-            asked = await self._read(request, route)
-            answer = await self._service.infer(
-                InferRequest(
-                    asked.id,
-                    route.model,
-                    version,
-                    asked.inputs,
-                    None,
-                    asked.parameters,
-                    request.headers,
-                    deadline(request),
-                ),
-                asked.outputs,
-                call_id=request.id,
-            )
-            how = codec.Format(asked.outputs, binary=asked.binary)
-            if how.json_bytes(answer) > _LONG_TENSOR_BYTES:
-                pieces, header_length = await asyncio.to_thread(codec.write, answer, how)
-            else:
-                pieces, header_length = codec.write(answer, how)
+            with self._unpacked.share() as share:
+                asked = await self._read(request, route, share)
+                answer = await self._service.infer(
+                    InferRequest(
+                        asked.id,
+                        route.model,
+                        version,
+                        asked.inputs,
+                        None,
+                        asked.parameters,
+                        request.headers,
+                        deadline(request),
+                    ),
+                    asked.outputs,
+                    call_id=request.id,
+                )
             version = answer.version
-            response = HttpResponse(200, [*_answer_headers(header_length), *answer.headers], pieces)
-            encoding = compression.wanted(request.header("accept-encoding"))
-            if encoding is not None:
-                response.body = [await compression.packed(pieces, encoding)]
-                response.headers = [*response.headers, ("Content-Encoding", encoding)]
+            response = await _write(answer, codec.Format(asked.outputs, binary=asked.binary), request)
         except ServingError as error:
             response = spell(error)
         self._service.engine.count(route.model, version, PROTOCOL, response.status)
         return response
 
-    async def _read(self, request: HttpRequest, route: _Route) -> codec.Asked:
+    async def _read(self, request: HttpRequest, route: _Route, share: compression.Share) -> codec.Asked:
         """Return what a request for an inference asks.
 
         Raises:
-            ServingError: its body cannot be read.
+            ServingError: there is no such model, or the body cannot be read.
         """
-        body = await self._body(request)
+        expected = self._service.expected(route.model, route.version)
+        body = await self._body(request, share, self._limits.max_tensor_request_size)
         header = request.header("inference-header-content-length")
         length = codec.read_header_length(header, len(body))
         if header is not None and not length:
             inputs = [self._service.raw_input(route.model, route.version, body)]
             return codec.Asked("", inputs, [], {}, binary=True)
+        if length > _MOST_JSON_BYTES:
+            raise RequestTooLarge(
+                f"The JSON of a request is larger than the limit of {_MOST_JSON_BYTES} bytes: send large"
+                " tensors in binary (binary tensor data extension)."
+            )
         if length > _LONG_JSON_BYTES:
-            return await asyncio.to_thread(codec.read, body, length, route.model)
-        return codec.read(body, length, route.model)
+            return await self._in_reader(codec.read, body, length, expected)
+        return codec.read(body, length, expected)
 
-    async def _body(self, request: HttpRequest) -> codec.Body:
+    async def _body(self, request: HttpRequest, share: compression.Share, most_bytes: int) -> codec.Body:
         encoding = request.header("content-encoding")
         if encoding is None or encoding in ("", "identity"):
             return request.body
-        return await compression.unpack(request.body_view, encoding, self._limits.max_tensor_request_size)
+        return await compression.unpack(request.body, encoding, most_bytes, share)
 
-    async def _object(self, request: HttpRequest) -> dict[str, Any]:
+    async def _object(self, request: HttpRequest, most_bytes: int) -> dict[str, Any]:
         """Return a body that is a JSON object, or empty.
 
         Raises:
             InvalidRequest: it is something else.
+            RequestTooLarge: it has more bytes than that.
         """
-        body = await self._body(request)
-        if not len(body):
-            return {}
-        try:
-            text = body.view if isinstance(body, SharedBytes) else body
-            long = len(text) > _LONG_JSON_BYTES
-            found = await asyncio.to_thread(orjson.loads, text) if long else orjson.loads(text)
-        except ValueError as error:
-            raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from error
-        if type(found) is not dict:
-            raise InvalidRequest("failed to parse the request JSON buffer: it is not an object")
-        return found
+        with self._unpacked.share() as share:
+            body = await self._body(request, share, most_bytes)
+            if len(body) > most_bytes:
+                raise RequestTooLarge(f"The request's body is larger than the limit of {most_bytes} bytes.")
+            long = len(body) > _LONG_JSON_BYTES
+            return await self._in_reader(_read_object, body) if long else _read_object(body)
+
+    async def _in_reader(self, read: Callable[..., _T], body: codec.Body, *more: Any) -> _T:
+        """Read a body in a thread, which keeps it, and so its place in shared memory, until it has done."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, body, *more)
 
     async def _server_metadata(self, request: HttpRequest, route: _Route) -> HttpResponse:
         return _json(self._service.server_metadata())
@@ -260,18 +265,21 @@ class KServeRest:
         return _json(self._service.statistics(route.model, route.version))
 
     async def _index(self, request: HttpRequest, route: _Route) -> HttpResponse:
-        only_ready = (await self._object(request)).get("ready", False)
+        only_ready = (await self._object(request, _LONG_JSON_BYTES)).get("ready", False)
         if type(only_ready) is not bool:
             raise InvalidRequest("Invalid value for 'ready': expected a boolean")
-        return _json(self._service.repository_index(only_ready=only_ready))
+        return _json(await self._service.repository_index(only_ready=only_ready))
 
     async def _load(self, request: HttpRequest, route: _Route) -> HttpResponse:
-        given = _parameters(await self._object(request))
+        self._service.authorise(request)  # nothing of others is read
+        given = _parameters(await self._object(request, self._limits.max_tensor_request_size))
         await self._service.load(route.model, await asyncio.to_thread(_with_files, given), request)
         return HttpResponse(200, [_JSON])
 
     async def _unload(self, request: HttpRequest, route: _Route) -> HttpResponse:
-        await self._service.unload(route.model, _parameters(await self._object(request)), request)
+        self._service.authorise(request)
+        given = _parameters(await self._object(request, _LONG_JSON_BYTES))
+        await self._service.unload(route.model, given, request)
         return HttpResponse(200, [_JSON])
 
     async def _settings(self, request: HttpRequest, route: _Route) -> HttpResponse:
@@ -320,6 +328,42 @@ def _json(value: Any, *, status: int = 200) -> HttpResponse:
 def _error(status: int, text: str) -> HttpResponse:
     # A text may hold what no Unicode is, such as half of a pair in a name.
     return _json({"error": text.encode("utf-8", "replace").decode()}, status=status)
+
+
+async def _write(answer: InferResponse, how: codec.Format, request: HttpRequest) -> HttpResponse:
+    """Return a model's answer, packed if the client asks for it.
+
+    Raises:
+        ServingError: it cannot be written.
+    """
+    if how.json_bytes(answer) > _LONG_TENSOR_BYTES:
+        pieces, header_length = await asyncio.to_thread(codec.write, answer, how)
+    else:
+        pieces, header_length = codec.write(answer, how)
+    theirs = [each for each in answer.headers if not each[0].lower().startswith(_OURS)]
+    response = HttpResponse(200, [*_answer_headers(header_length), *theirs], pieces)
+    encoding = compression.wanted(request.header("accept-encoding"))
+    if encoding is not None:
+        response.body = [await compression.packed(pieces, encoding)]
+        response.headers = [*response.headers, ("Content-Encoding", encoding)]
+    return response
+
+
+def _read_object(body: codec.Body) -> dict[str, Any]:
+    """Return a body that is a JSON object, or empty.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    if not len(body):
+        return {}
+    try:
+        found = orjson.loads(body.view if isinstance(body, SharedBytes) else body)
+    except ValueError as error:
+        raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from error
+    if type(found) is not dict:
+        raise InvalidRequest("failed to parse the request JSON buffer: it is not an object")
+    return found
 
 
 def _answer_headers(header_length: int | None) -> list[tuple[str, str]]:

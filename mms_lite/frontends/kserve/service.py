@@ -7,13 +7,15 @@ Protocol: github.com/kserve/open-inference-protocol; extensions: Triton Inferenc
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mms_lite.engine.engine import Engine
-from mms_lite.errors import InvalidRequest, ModelNotFound, ServingError, VersionNotFound
+from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError, VersionNotFound
 from mms_lite.frontends import tensor_calls
 from mms_lite.frontends.kserve import models
 from mms_lite.frontends.kserve.classification import classify, read_labels
@@ -29,13 +31,11 @@ from mms_lite.types import (
     RepositoryState,
     Signature,
     Tensor,
-    VersionState,
 )
 
 EXTENSIONS = (
     "classification",
     "model_repository",
-    "model_repository(unload_dependents)",
     "model_configuration",
     "binary_tensor_data",
     "parameters",
@@ -49,7 +49,10 @@ _SCHEDULING: dict[str, tuple[type, ...]] = {
     "sequence_start": (bool,),
     "sequence_end": (bool,),
 }
-_THREAD_BYTES = 1 << 20
+_MOST_PARAMETERS = 1000
+_MOST_CHARACTERS = 64 << 10  # of the names and values of parameters together
+_NO_LIMIT_US = 10**13  # four months: whoever says more means no limit
+_THREAD_ELEMENTS = 1 << 14  # that Python looks at one by one: some milliseconds
 _MOST_KNOWN = 1000  # versions, between two of which all is forgotten
 
 
@@ -100,7 +103,10 @@ class KServeService:
             ModelNotFound: it is not there.
         """
         try:
-            return self.engine.describe(name, _asked(version)).state is VersionState.READY
+            self.engine.interface(name, asked_version(version))
+            return True
+        except ModelNotReady:
+            return False
         except ServingError as error:
             raise _of_lookup(error, name, version) from error
 
@@ -115,10 +121,9 @@ class KServeService:
             ModelNotFound, ModelNotReady: it is not there, or not yet.
         """
         spec, signature = self._interface(name, version)
-        if _asked(version) is not None:
+        if asked_version(version) is not None:
             return models.metadata(spec, signature, [spec.version])
-        ready = [each.spec.version for each in self.engine.versions(name) if each.state is VersionState.READY]
-        return models.metadata(spec, signature, sorted(ready, key=_by_number))
+        return models.metadata(spec, signature, self.engine.ready_versions(name))
 
     def model_config(self, name: str, version: str | None) -> dict[str, Any]:
         """Return a ModelConfig.
@@ -135,7 +140,7 @@ class KServeService:
             InvalidRequest: it is not there.
         """
         try:
-            found = self.engine.statistics(name, _asked(version))
+            found = self.engine.statistics(name, asked_version(version))
         except ModelNotFound as error:
             raise InvalidRequest(f"requested model '{name}' is not available") from error
         return {"model_stats": [models.statistics(status.spec, seen) for status, seen in found]}
@@ -162,14 +167,22 @@ class KServeService:
             "trace_mode": "triton",
         }
 
-    def repository_index(self, *, only_ready: bool) -> list[dict[str, Any]]:
+    async def repository_index(self, *, only_ready: bool) -> list[dict[str, Any]]:
         """Return every model that is loaded, was, or could be."""
-        entries = self.engine.repository_index()
+        entries = await self.engine.repository_index()
         return [
             models.index_entry(each)
             for each in entries
             if not only_ready or each.state is RepositoryState.READY
         ]
+
+    def authorise(self, caller: HttpRequest) -> None:
+        """Check that a caller may load and unload, before more of its request is looked at.
+
+        Raises:
+            Forbidden, Unauthorized: it may not.
+        """
+        self._authorise(caller)
 
     async def load(self, name: str, parameters: Mapping[str, Any], caller: HttpRequest) -> None:
         """Load a model, or load it anew. Parameters: "config", JSON text, and files by "file:PATH" as bytes.
@@ -178,11 +191,14 @@ class KServeService:
             Forbidden, Unauthorized: the caller may not.
             ServingError: the model cannot be loaded.
         """
-        self._authorise(caller)
+        self.authorise(caller)
         config = parameters.get("config")
         if config is not None and not isinstance(config, str):
             raise InvalidRequest("Unable to parse 'config': expected a string")
         files = {key.partition(":")[2]: parameters[key] for key in parameters if key.startswith("file:")}
+        for path, content in files.items():
+            if not isinstance(content, bytes):
+                raise InvalidRequest(f"Unable to parse 'file:{path}': expected bytes")
         await self.engine.load_model(name, config=config, files=files or None)
 
     async def unload(self, name: str, parameters: Mapping[str, Any], caller: HttpRequest) -> None:
@@ -192,7 +208,7 @@ class KServeService:
             Forbidden, Unauthorized: the caller may not.
             ServingError: it is not loaded.
         """
-        self._authorise(caller)
+        self.authorise(caller)
         dependents = parameters.get("unload_dependents", False)
         if not isinstance(dependents, bool):
             raise InvalidRequest("Unable to parse 'unload_dependents': expected a boolean")
@@ -209,12 +225,9 @@ class KServeService:
             ServingError: it does not fit, or the model did not answer.
         """
         try:
-            expected = self._expected(request.model, request.version)
+            expected = self.expected(request.model, request.version)
             asked = await self._checked(expected, request, wanted or (), call_id)
-            try:
-                answer = await tensor_calls.infer(self.engine, asked)
-            except ServingError as error:
-                raise _of_lookup(error, request.model, request.version) from error
+            answer = await self._ask(asked)
             outputs = await self._outputs(expected, answer.outputs, wanted or ())
         except ServingError as error:
             told = of_request(error, request.id)
@@ -233,14 +246,25 @@ class KServeService:
             ModelNotFound, ModelNotReady: there is no such model, or not yet.
             BadTensor: the model's inputs do not tell what the body is.
         """
-        expected = self._expected(name, version)
+        expected = self.expected(name, version)
         try:
             return expected.raw_input(body)
         except ServingError as error:
             raise of_request(error, "") from error
 
-    def _expected(self, name: str, version: str | None) -> Expected:
-        """Return what a version takes and gives, kept for as long as it is what it was."""
+    async def _ask(self, asked: InferRequest) -> InferResponse:
+        try:
+            return await tensor_calls.infer(self.engine, asked)
+        except (ModelNotFound, ModelNotReady):
+            self._interface(asked.model, asked.version)  # its error, if the model has gone by now
+            raise  # else it is of another model, which this one asked
+
+    def expected(self, name: str, version: str | None) -> Expected:
+        """Return what a version takes and gives, kept for as long as it is what it was.
+
+        Raises:
+            ModelNotFound, ModelNotReady: it is not there, or not yet.
+        """
         spec, signature = self._interface(name, version)
         known = self._known.get((name, version))
         if known is None or known.spec is not spec or known.signature is not signature:
@@ -258,8 +282,7 @@ class KServeService:
             ServingError: it does not fit.
         """
         inputs = request.inputs
-        long_text = sum(len(each.data) for each in inputs if each.datatype == BYTES) > _THREAD_BYTES
-        if long_text:
+        if sum(_most_elements(each) for each in inputs if each.datatype == BYTES) > _THREAD_ELEMENTS:
             await asyncio.to_thread(expected.check, inputs)
         else:
             expected.check(inputs)
@@ -267,19 +290,21 @@ class KServeService:
         expected.check_outputs(names)
         if expected.raw:
             inputs = [_in_place(each) for each in inputs]
-        every = not names or expected.raw or len(names) == len(expected.outputs)
+        known = names if expected.raw else expected.outputs  # those of raw models, their answers tell
+        every = not names or (not expected.raw and len(names) == len(known))
         parameters = request.parameters
         deadline = request.deadline
         if parameters:
+            _check_parameters(parameters)
             deadline = _deadline(parameters, deadline)
             parameters = {key: parameters[key] for key in parameters if key not in _NOT_FOR_MODELS}
         return InferRequest(
             request.id or call_id or random_id(),
             request.model,
-            _asked(request.version),
+            asked_version(request.version),
             inputs,
             # In the model's order, so that requests for the same outputs can share a batch.
-            None if every else [name for name in expected.outputs if name in names],
+            None if every else [name for name in known if name in names],
             parameters,
             request.headers,
             deadline,
@@ -296,11 +321,12 @@ class KServeService:
             tensor = by_name.get(each.name)
             if tensor is None:
                 if expected.raw:
-                    raise expected.unexpected_output(each.name)
+                    raise expected.unexpected_output(each.name, by_name)
                 continue  # the model left it out, as Triton's Python models may
             if each.classification:
                 labels = await self._labels(expected, each.name)
-                tensor = classify(tensor, each.classification, labels, batched=expected.batches)
+                how = partial(classify, tensor, each.classification, labels, batched=expected.batches)
+                tensor = await asyncio.to_thread(how) if _elements(tensor) > _THREAD_ELEMENTS else how()
             chosen.append(tensor)
         return chosen
 
@@ -313,26 +339,22 @@ class KServeService:
 
     def _interface(self, name: str, version: str | None) -> tuple[ModelSpec, Signature]:
         try:
-            return self.engine.interface(name, _asked(version))
+            return self.engine.interface(name, asked_version(version))
         except ServingError as error:
             raise _of_lookup(error, name, version) from error
 
 
-def _asked(version: str | None) -> str | None:
-    """Return the version that a client names; none, or -1 as in Triton's API, is the default one."""
-    return None if version in ("", "-1") else version
+def asked_version(version: str | None) -> str | None:
+    """Return the version that a client names; none, 0, or -1 as in Triton's API, is the default one."""
+    return None if version in ("", "-1", "0") else version
 
 
 def _of_lookup(error: ServingError, name: str, version: str | None) -> ServingError:
     """Return what is said of a version that cannot be looked up; those of Triton are whole numbers."""
-    version = _asked(version)
+    version = asked_version(version)
     if isinstance(error, VersionNotFound) and version is not None and not version.isdecimal():
         return InvalidRequest(f"failed to get model version from specified version string '{version}'")
     return of_lookup(error, name, version)
-
-
-def _by_number(version: str) -> tuple[int, str]:
-    return (int(version), "") if version.isdecimal() else (0, version)
 
 
 def _in_place(tensor: Tensor) -> Tensor:
@@ -341,6 +363,39 @@ def _in_place(tensor: Tensor) -> Tensor:
     if tensor.datatype == BYTES and isinstance(data, SharedBytes):
         return replace(tensor, data=data.view)
     return tensor
+
+
+def _elements(tensor: Tensor) -> int:
+    return math.prod(tensor.shape)
+
+
+def _most_elements(tensor: Tensor) -> int:
+    """Return how many elements a BYTES tensor may have, each of which begins with its length."""
+    return min(_elements(tensor), len(tensor.data) // 4)
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Check that the parameters of a request are what the protocol allows, and few.
+
+    Raises:
+        InvalidRequest: they are not.
+    """
+    if len(parameters) > _MOST_PARAMETERS:
+        raise InvalidRequest(f"a request has at most {_MOST_PARAMETERS} parameters")
+    size = 0
+    for name, value in parameters.items():
+        if name in _NOT_FOR_MODELS:
+            continue
+        kind = type(value)
+        if kind not in (str, int, float, bool):
+            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is no text, number or boolean")
+        if kind is float and not math.isfinite(value):
+            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is no finite number")
+        if kind is int and not -(2**63) <= value < 2**64:
+            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is beyond 64 bits")
+        size += len(name) + (len(value) if kind is str else 8)
+    if size > _MOST_CHARACTERS:
+        raise InvalidRequest(f"the parameters of a request have at most {_MOST_CHARACTERS} characters")
 
 
 def _deadline(parameters: Mapping[str, Any], deadline: float | None) -> float | None:
@@ -359,7 +414,7 @@ def _deadline(parameters: Mapping[str, Any], deadline: float | None) -> float | 
                 " specified."
             )
     timeout_us: int = parameters.get("timeout", 0)
-    if not timeout_us:
+    if not 0 < timeout_us < _NO_LIMIT_US:
         return deadline
     until = time.monotonic() + timeout_us / 1e6
     return until if deadline is None else min(deadline, until)

@@ -8,7 +8,7 @@ from mms_lite.frontends.message import HttpRequest, HttpResponse, deadline
 from mms_lite.frontends.mms.answers import json_response, model_response, spell
 from mms_lite.frontends.mms.body import read_parts
 from mms_lite.frontends.mms.description import model_description
-from mms_lite.types import InferRequest
+from mms_lite.types import BYTES, InferRequest, Tensor
 
 
 class Inference:
@@ -61,6 +61,9 @@ class Inference:
         try:
             until = deadline(request)
             inputs = await read_parts(request, with_query=with_query)
+            if not inputs and self._engine.interface(name, version)[1].takes_tensors:
+                # No parts at all would be a request of tensors, whose answer this API cannot carry.
+                inputs = [Tensor("body", BYTES, (), bytearray())]
             answer = await self._engine.infer(
                 InferRequest(
                     request.id, name, version, inputs=inputs, headers=request.headers, deadline=until

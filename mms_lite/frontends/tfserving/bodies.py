@@ -12,6 +12,7 @@ from typing import Any
 from mms_lite.errors import BadTensor, InvalidRequest, ServingError
 from mms_lite.frontends.tfserving.service import DATATYPES, check_names, check_tensor
 from mms_lite.json_arrays import encode, loads, to_array
+from mms_lite.shared import SharedBytes
 from mms_lite.tensors import Array, to_tensor
 from mms_lite.tensors import to_array as array_of
 from mms_lite.types import BYTES, ModelSpec, Signature, Tensor, TensorSpec
@@ -21,13 +22,13 @@ _NO_COLUMNS = "Could not parse input content. Not valid ndarray detected"
 _BYTES_SUFFIX = "_bytes"  # of outputs whose elements are no text, as TensorFlow Serving has it
 
 
-def read(body: memoryview, spec: ModelSpec, signature: Signature) -> tuple[list[Tensor], bool]:
+def read(body: bytearray | SharedBytes, spec: ModelSpec, signature: Signature) -> tuple[list[Tensor], bool]:
     """Return the inputs that a request holds, and whether they came, and so the outputs shall go, as rows.
 
     Raises:
         InvalidRequest: it cannot be read, or does not fit the model.
     """
-    request = _parsed(body)
+    request = _parsed(body.view if isinstance(body, SharedBytes) else body)
     if ("instances" in request) == ("inputs" in request):
         raise InvalidRequest("Invalid JSON structure. Could not detect row or column format")
     by_row = "instances" in request
@@ -67,7 +68,7 @@ def write(outputs: Sequence[Tensor], *, by_row: bool) -> list[bytes]:
     return [key, _object(arrays, stripped=False), b"}"]
 
 
-def _parsed(body: memoryview) -> dict[str, Any]:
+def _parsed(body: bytearray | memoryview) -> dict[str, Any]:
     try:
         request = loads(body)
     except json.JSONDecodeError as error:

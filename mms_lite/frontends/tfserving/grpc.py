@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import InvalidRequest, ServingError
 from mms_lite.frontends import tensor_calls
-from mms_lite.frontends.call import Call, RpcService, Stream, Unary
-from mms_lite.frontends.fields import lift
+from mms_lite.frontends.call import Call, RpcService, Stream, Unary, parse
+from mms_lite.frontends.fields import LEAST_BYTES, lift, lighten
 from mms_lite.frontends.message import Buffer, HttpRequest, Limits
 from mms_lite.frontends.tfserving.service import (
     DATATYPES,
@@ -24,11 +25,13 @@ from mms_lite.frontends.tfserving.service import (
     statuses,
     version_of,
 )
-from mms_lite.frontends.tfserving.tensor_proto import decode, encode
+from mms_lite.frontends.tfserving.tensor_proto import Lifted, decode, encode, made_bytes
 from mms_lite.protos import files, message
-from mms_lite.types import BYTES, InferRequest, InferResponse, Tensor, TensorSpec
+from mms_lite.types import BYTES, InferRequest, InferResponse, Signature, Tensor, TensorSpec
 
 _CONTENTS = (2, 2, 4)  # PredictRequest.inputs, its value, TensorProto.tensor_content
+_TEXTS = (2, 2, 8)  # TensorProto.string_val
+_ADVICE = "Send arrays as tensor_content."
 _OUTPUTS, _MODEL_SPEC = 1, 2  # fields of PredictResponse
 _INLINE_BYTES = 1 << 20  # more of what is not simply passed on is read or written in a thread
 _STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
@@ -50,8 +53,17 @@ class _Service:
         return code_of(error), message_of(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A PredictRequest, what was lifted out of it, and of how many bytes the rest was."""
+
+    message: Any
+    lifted: Lifted
+    size: int
+
+
 class Prediction:
-    """The methods of PredictionService. `most_bytes` bounds each input."""
+    """The methods of PredictionService. `most_bytes` bounds all inputs of a request together."""
 
     def __init__(self, engine: Engine, *, most_bytes: int) -> None:
         self._engine = engine
@@ -63,16 +75,12 @@ class Prediction:
         Raises:
             ServingError: it cannot be read or does not fit, or the model cannot answer.
         """
-        rest, lifted = lift(serialized, _CONTENTS)
-        request = _parsed("tensorflow.serving.PredictRequest", rest)
-        name, version = request.model_spec.name, None
+        name, version = "", None
         try:
-            version = _version(self._engine, request.model_spec)
-            # What was lifted is passed on; the rest may be millions of single values.
-            if len(rest) > _INLINE_BYTES:
-                asked = await asyncio.to_thread(self._asked, request, version, lifted, call)
-            else:
-                asked = self._asked(request, version, lifted, call)
+            received = await _read(serialized)
+            name = received.message.model_spec.name
+            version = _version(self._engine, received.message.model_spec)
+            asked = await self._asked(received, version, call)
             answer = await tensor_calls.infer(self._engine, asked)
             response = await _answered(answer)
         except ServingError as error:
@@ -87,7 +95,7 @@ class Prediction:
         Raises:
             ServingError: it asks for something else than the signature, or there is no such model.
         """
-        request = _parsed("tensorflow.serving.GetModelMetadataRequest", serialized)
+        request = parse(message("tensorflow.serving.GetModelMetadataRequest"), serialized)
         if not request.HasField("model_spec"):
             raise InvalidRequest("model_spec missing in request")
         if list(request.metadata_field) != ["signature_def"]:
@@ -106,28 +114,39 @@ class Prediction:
         packed.type_url, packed.value = _SIGNATURES, signatures.SerializeToString()
         return _serialized(response)
 
-    def _asked(
-        self, request: Any, version: str | None, lifted: Sequence[memoryview], call: Call
-    ) -> InferRequest:
+    async def _asked(self, received: _Received, version: str | None, call: Call) -> InferRequest:
         """Return the request for the engine.
 
         Raises:
             ServingError: there is no such model, or an input or output does not fit it.
         """
-        name = request.model_spec.name
+        request = received.message
+        name, outputs = request.model_spec.name, list(request.output_filter) or None
         spec, signature = tensor_calls.interface(self._engine, name, version)
         check_names(request.inputs, spec, signature)
-        specs = {each.name: each for each in signature.inputs} if signature.takes_tensors else {}
-        inputs = [
-            decode(key, proto, specs.get(key), lifted=lifted, most_bytes=self._most_bytes)
-            for key, proto in request.inputs.items()
-        ]
-        outputs = list(request.output_filter) or None
         if outputs:
             check_outputs(outputs, signature)
+        # What was lifted is passed on; the rest may be millions of single values, or become as many.
+        if received.size + sum(map(made_bytes, request.inputs.values())) > _INLINE_BYTES:
+            inputs = await asyncio.to_thread(self._inputs, received, signature)
+        else:
+            inputs = self._inputs(received, signature)
         return InferRequest(
             call.id, name, version, inputs, outputs, headers=call.metadata, deadline=call.deadline
         )
+
+    def _inputs(self, received: _Received, signature: Signature) -> list[Tensor]:
+        """Return the inputs.
+
+        Raises:
+            ServingError: one does not fit, or together they would be too large.
+        """
+        specs = {each.name: each for each in signature.inputs} if signature.takes_tensors else {}
+        inputs, left = list[Tensor](), self._most_bytes
+        for key, proto in received.message.inputs.items():
+            inputs.append(decode(key, proto, specs.get(key), lifted=received.lifted, most_bytes=left))
+            left -= len(inputs[-1].data)
+        return inputs
 
 
 class Models:
@@ -143,7 +162,7 @@ class Models:
         Raises:
             ServingError: there is no such model or version.
         """
-        request = _parsed("tensorflow.serving.GetModelStatusRequest", serialized)
+        request = parse(message("tensorflow.serving.GetModelStatusRequest"), serialized)
         response = message("tensorflow.serving.GetModelStatusResponse")()
         for each in statuses(self._engine, request.model_spec.name, _number(request.model_spec)):
             added = response.model_version_status.add(version=each.version, state=_STATES[each.state])
@@ -180,13 +199,25 @@ def services(engine: Engine, authorise: Callable[[HttpRequest], None], limits: L
     ]
 
 
-def _parsed(name: str, serialized: bytes) -> Any:
-    from google.protobuf.message import DecodeError
+async def _read(serialized: bytes) -> _Received:
+    """Return a PredictRequest.
 
-    try:
-        return message(name).FromString(serialized)
-    except DecodeError as error:
-        raise InvalidRequest(f"The message is no {name}") from error
+    Raises:
+        InvalidRequest, RequestTooLarge: it cannot be read, or should not.
+    """
+    rest, contents = lift(serialized, _CONTENTS)
+    if len(rest) <= LEAST_BYTES:
+        return _Received(_request(rest), Lifted(contents), len(rest))
+
+    def read() -> _Received:
+        light, texts = lighten(rest, _TEXTS, advice=_ADVICE)
+        return _Received(_request(light), Lifted(contents, texts), len(rest))
+
+    return await asyncio.to_thread(read)
+
+
+def _request(serialized: bytes) -> Any:
+    return parse(message("tensorflow.serving.PredictRequest"), serialized)
 
 
 def _serialized(response: Any) -> bytes:

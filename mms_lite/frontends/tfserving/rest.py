@@ -39,6 +39,7 @@ _VERSION = r"(?:/versions/([0-9]+)|/labels/\w+)?"  # labels are taken and ignore
 _PREDICT = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(predict|classify|regress)")
 _MODEL = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(/metadata)?")
 _INLINE_BYTES = 1 << 20  # of JSON: more is read or written in a thread
+_MOST_DIGITS = 19  # of an int64
 _JSON_BYTES = 3  # that a byte of an array takes
 _HEADERS = [("Content-Type", "application/json")]
 _SIGNATURES = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
@@ -105,11 +106,11 @@ class RestProtocol:
         encoding = request.header("content-encoding")
         if encoding not in (None, "", "identity"):
             raise UnsupportedMedia(f"Unsupported content encoding - {encoding}")
-        body = request.body_view
-        if len(body) > _INLINE_BYTES:
-            inputs, by_row = await asyncio.to_thread(bodies.read, body, spec, signature)
+        if len(request.body) > _INLINE_BYTES:
+            # The thread goes on when the client leaves, so it has the body itself, not a view of its place.
+            inputs, by_row = await asyncio.to_thread(bodies.read, request.body, spec, signature)
         else:
-            inputs, by_row = bodies.read(body, spec, signature)
+            inputs, by_row = bodies.read(request.body, spec, signature)
         asked = InferRequest(
             request.id, name, version, inputs, headers=request.headers, deadline=deadline(request)
         )
@@ -147,7 +148,8 @@ def json_response(value: Any, *, status: int = 200) -> HttpResponse:
 
 def error_response(status: int, message: str) -> HttpResponse:
     """Return an error in the shape of this API."""
-    return HttpResponse(status, _HEADERS, [orjson.dumps({"error": message})])
+    text = message.encode("utf-8", "replace").decode()  # it may hold what no Unicode is: half of a pair
+    return HttpResponse(status, _HEADERS, [orjson.dumps({"error": text})])
 
 
 def spell(error: ServingError) -> HttpResponse:
@@ -166,10 +168,12 @@ def _number(text: str | None) -> int | None:
     Raises:
         InvalidRequest: it is no int64.
     """
-    number = int(text[:20]) if text else None
-    if number is not None and number >= 1 << 63:
+    if text is None:
+        return None
+    digits = text.lstrip("0") or "0"  # int() takes its time for thousands of them
+    if len(digits) > _MOST_DIGITS or int(digits) >= 1 << 63:
         raise InvalidRequest("Could not parse model version in request")
-    return number
+    return int(digits)
 
 
 async def _written(answer: InferResponse, *, by_row: bool) -> Sequence[Buffer]:

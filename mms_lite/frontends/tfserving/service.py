@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import (
     BadTensor,
-    HandlerError,
     ModelNotFound,
     ModelNotReady,
     ServingError,
     VersionNotFound,
 )
+from mms_lite.frontends.call import chosen_code
 from mms_lite.types import (
     BYTES,
     ModelSpec,
@@ -131,7 +131,7 @@ def statuses(engine: Engine, name: str, number: int | None = None) -> list[Versi
 def all_statuses(engine: Engine) -> dict[str, list[VersionStatus]]:
     """Return the statuses of all models that are or were to be loaded, by name."""
     models: dict[str, list[RepositoryEntry]] = {}
-    for entry in engine.repository_index():
+    for entry in engine.version_entries():
         if entry.state is not None:
             models.setdefault(entry.name, []).append(entry)
     return {name: _statuses(entries) for name, entries in models.items()}
@@ -185,15 +185,19 @@ def check_outputs(names: Iterable[str], signature: Signature) -> None:
     """Check the names of the outputs that a client wants.
 
     Raises:
-        BadTensor: the model has no such output.
+        BadTensor: the model has no such output, or one is wanted twice.
     """
     known = [spec.name for spec in signature.outputs]
+    seen: set[str] = set()
     for name in names:
         if name not in known:
             raise BadTensor(
                 f"output tensor alias not found in signature: {name[:_MOST_SHOWN]} "
                 f"Outputs expected to be in the set {{{','.join(known)}}}."
             )
+        if name in seen:
+            raise BadTensor(f"duplicate output tensor alias: {name}")
+        seen.add(name)
 
 
 def message_of(error: ServingError) -> str:
@@ -215,12 +219,7 @@ def status_of(error: ServingError) -> int:
 
 def code_of(error: ServingError) -> str:
     """Return the gRPC status code of an error: that of the handler's choice, else that of its kind."""
-    chosen = error.details.get("grpc")
-    if isinstance(chosen, str):
-        return chosen
-    if isinstance(error, HandlerError) and status_of(error) < 500:
-        return "INVALID_ARGUMENT"
-    return error.grpc
+    return chosen_code(error) or error.grpc
 
 
 def _is_number(version: str) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 from mms_lite.errors import BadTensor, RequestTooLarge
 from mms_lite.frontends.fields import field, value
 from mms_lite.frontends.message import Buffer
+from mms_lite.frontends.tensor_calls import check_shape
 from mms_lite.frontends.tfserving.service import DATATYPES, check_tensor
 from mms_lite.tensors import DTYPES, Array, pack
 from mms_lite.tensors import to_array as array_of
 from mms_lite.types import BYTES, Tensor, TensorSpec
 
 _CONTENT, _STRINGS = 4, 8  # fields of TensorProto
+_MOST_AXES = 32  # as many as arrays have
+_MOST_REPEATED = 1 << 16  # texts that one text may stand for: each is an object to make, for us and the model
 _KEY, _VALUE = 1, 2  # of a map's entry
 _NAMES = {number: name for name, (_, number, _) in DATATYPES.items()}
 _LISTS: dict[str, tuple[str, type[np.generic]]] = {  # the field for single values, and what it holds
@@ -40,13 +44,31 @@ _LISTS: dict[str, tuple[str, type[np.generic]]] = {  # the field for single valu
 }
 
 
-def decode(
-    name: str, proto: Any, spec: TensorSpec | None, *, lifted: Sequence[memoryview], most_bytes: int
-) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """What `fields` took out of a message: of its fields tensor_content, and of its fields string_val."""
+
+    contents: Sequence[memoryview] = ()
+    texts: Sequence[memoryview] = ()
+
+
+def made_bytes(proto: Any) -> int:
+    """Return how many bytes `decode` makes that the message does not have: of single values, the array's."""
+    datatype = _NAMES.get(proto.dtype, "")
+    dims, texts = proto.tensor_shape.dim, proto.string_val
+    if proto.tensor_content or not datatype or len(dims) > _MOST_AXES:
+        return 0
+    count = math.prod([max(0, int(dim.size)) for dim in dims])
+    if datatype == BYTES:
+        return max(0, count - len(texts)) * len(texts[-1]) if texts else 0
+    return count * DTYPES[datatype].itemsize
+
+
+def decode(name: str, proto: Any, spec: TensorSpec | None, *, lifted: Lifted, most_bytes: int) -> Tensor:
     """Return an input from its TensorProto; `spec` is what the model says of it, None if nothing.
 
     A list with fewer values than the shape has elements goes on with its last one; what that may make of a
-    small message is bounded by `most_bytes`. `lifted` are contents that `fields.lift` took out.
+    small message is bounded by `most_bytes`.
 
     Raises:
         BadTensor: it is not whole, or does not fit.
@@ -55,15 +77,18 @@ def decode(
     datatype = _NAMES.get(proto.dtype, "")
     if proto.tensor_shape.unknown_rank:
         raise BadTensor(f"Invalid input shape - The rank must be known; input name: {name}")
-    shape = tuple([dim.size for dim in proto.tensor_shape.dim])
+    dims = proto.tensor_shape.dim
+    check_shape(name, (1,) * len(dims))  # before millions of them are looked at
+    shape = tuple([dim.size for dim in dims])
+    check_shape(name, shape)
     if datatype == BYTES and not shape:
         shape = (1,)  # a text alone is a list of one
     precision = DATATYPES[datatype][2] if datatype else "INVALID"
     check_tensor(spec or TensorSpec(name, datatype or "FP32", None), precision, shape)
     if datatype == BYTES:
-        return Tensor(name, datatype, shape, _strings(name, proto, shape, most_bytes))
+        return Tensor(name, datatype, shape, _strings(name, proto, shape, lifted.texts, most_bytes))
     needed = math.prod(shape) * DTYPES[datatype].itemsize
-    content = value(proto.tensor_content, lifted)
+    content = value(proto.tensor_content, lifted.contents)
     if content or not needed:
         if len(content) != needed:
             raise _wrong_size(name, needed, len(content))
@@ -85,16 +110,21 @@ def encode(number: int, tensors: Sequence[Tensor]) -> list[Buffer]:
     return pieces
 
 
-def _strings(name: str, proto: Any, shape: Sequence[int], most_bytes: int) -> bytearray:
-    count, given = math.prod(shape), list(proto.string_val)
-    if len(given) > count or (count and not given):
-        raise _wrong_count(name, count, len(given))
-    if len(given) < count:
-        missing = count - len(given)
-        if missing * (len(given[-1]) + 4) > most_bytes:
+def _strings(
+    name: str, proto: Any, shape: Sequence[int], lifted: Sequence[memoryview], most_bytes: int
+) -> bytearray:
+    count, given = math.prod(shape), len(proto.string_val)
+    if given > count or (count and not given):
+        raise _wrong_count(name, count, given)
+    packed = pack(value(each, lifted) for each in proto.string_val)
+    if given < count:
+        missing, last = count - given, pack([value(proto.string_val[-1], lifted)])
+        if len(packed) + missing * len(last) > most_bytes:
             raise RequestTooLarge(f"The input {name} takes more than {most_bytes} bytes.")
-        given += [given[-1]] * missing
-    return pack(given)
+        if missing > _MOST_REPEATED:
+            raise RequestTooLarge(f"The input {name} has {missing} texts more than were sent.")
+        packed += last * missing
+    return packed
 
 
 def _listed(name: str, proto: Any, datatype: str, count: int) -> memoryview:

@@ -108,10 +108,12 @@ class Backend(Protocol):
 class RequestBackend(Backend, Protocol):
     """A backend whose model takes the requests of a batch one by one and answers each.
 
-    Others get the arrays of all requests joined. `optional` are the inputs that a request need not have.
+    Others get the arrays of all requests joined. `optional` are the inputs that a request need not have,
+    `config` is the model's configuration as its code has completed it.
     """
 
     optional: Collection[str]
+    config: Mapping[str, Any]
 
     def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
         """Answer checked requests, or say why one has no answer.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
-import json
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -65,6 +64,7 @@ class PythonBackend:
         self.inputs = inputs
         self.outputs = outputs
         self.metadata: Mapping[str, str] = {}
+        self.config = config
         self.optional: Collection[str] = {each["name"] for each in config["input"] if each.get("optional")}
         self._model = model
         self._names = [spec.name for spec in outputs]
@@ -201,7 +201,7 @@ class PythonBackend:
         if missing and not found.keys() <= set(self._names):
             return _no_output(missing[0], found)
         picked = wanted_outputs.pick(found, wanted)
-        return Answer(picked, parameters=json.loads(response.parameters()))
+        return Answer(picked, parameters=pb_utils.parameters_of(response))
 
     def _failure(self, message: str) -> HandlerError:
         return HandlerError(

@@ -15,6 +15,7 @@ from mms_lite.tensors import DTYPES
 from mms_lite.types import BYTES, TensorSpec
 from mms_lite.worker.backends import BackendSettings, declared
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
+from mms_lite.worker.completion import data_type, described
 
 _COMPLETING = "TritonPythonModel.auto_complete_config"
 _EXAMPLE = (
@@ -109,11 +110,28 @@ def _specs(config: Mapping[str, Any], side: str, stated: Tensors) -> Tensors:
         if datatype not in DTYPES:
             raise InvalidArchive(
                 f"the {side} {each['name']!r} has the data_type {each['data_type']!r}, "
-                f"which is none of {', '.join(map(_data_type, DTYPES))}"
+                f"which is none of {', '.join(map(data_type, DTYPES))}"
             )
+        _check(each, side)
         shape = each["reshape"]["shape"] if "reshape" in each else each["dims"]
         found.append(TensorSpec(str(each["name"]), datatype, (*batch, *shape)))
     return declared(found, stated, side) if found else stated
+
+
+def _check(tensor: Mapping[str, Any], side: str) -> None:
+    """Check what the model's class may have said of a tensor, which is told to the server.
+
+    Raises:
+        InvalidArchive: it is not what a configuration holds.
+    """
+    name, dims, optional = tensor["name"], tensor["dims"], tensor.get("optional", False)
+    if not isinstance(name, str) or not name:
+        raise InvalidArchive(f"an {side} of auto_complete_config has the name {name!r}, which is none")
+    lengths = dims if isinstance(dims, list) else [None]
+    if not all(type(length) is int and (length == -1 or 0 < length < 1 << 63) for length in lengths):
+        raise InvalidArchive(f"the {side} {name!r} has the dims {dims!r}, which are no lengths")
+    if not isinstance(optional, bool):
+        raise InvalidArchive(f"the {side} {name!r} is optional: {optional!r}, neither true nor false")
 
 
 def _state(config: dict[str, Any], side: str, tensors: Tensors) -> None:
@@ -123,14 +141,5 @@ def _state(config: dict[str, Any], side: str, tensors: Tensors) -> None:
     said = []
     for spec in tensors:
         each = known.get(spec.name, {})
-        said.append(each if "reshape" in each else {**each, **_triton(spec, batched)})
+        said.append(each if "reshape" in each else {**each, **described(spec, batched=batched)})
     config[side] = said
-
-
-def _triton(spec: TensorSpec, batched: bool) -> dict[str, Any]:
-    dims = [-1] if spec.shape is None else list(spec.shape)
-    return {"name": spec.name, "data_type": _data_type(spec.datatype), "dims": dims[batched:]}
-
-
-def _data_type(datatype: str) -> str:
-    return "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mms_lite.tensors import DTYPES
 from mms_lite.worker.compat.triton_metrics import MetricFamily
+from mms_lite.worker.parameters import fault
 
 __all__ = ["MetricFamily"]
 
@@ -69,7 +70,13 @@ class TritonError:
     UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(4, 8)
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
-        self._message = message
+        # An error here would fail the whole batch, for the sake of one answer that fails anyhow.
+        if not isinstance(message, str):
+            message, code = f"a TritonError's message is no text: {message}", TritonError.INTERNAL
+        if not isinstance(code, int) or code not in range(8):
+            message += f" (its code is no code of TritonError: {code})"
+            code = TritonError.INTERNAL
+        self._message = message.encode("utf-8", "replace").decode("utf-8")
         self._code = code
 
     def message(self) -> str:
@@ -221,7 +228,7 @@ class InferenceRequest:
 
 
 class InferenceResponse:
-    """What a model answers: tensors, or an error."""
+    """What a model answers: tensors, or an error. With parameters that cannot be sent it is an error."""
 
     def __init__(
         self,
@@ -236,9 +243,10 @@ class InferenceResponse:
         self._tensors = list(output_tensors)
         self._error = error
         self._parameters = dict(parameters or {})
-        for key, value in self._parameters.items():
-            if not isinstance(value, str | int | float):
-                raise TypeError(f"the parameter {key!r} of an InferenceResponse is no plain value: {value!r}")
+        faults = [fault(key, value) for key, value in self._parameters.items()]
+        told = next(filter(None, faults), None)
+        if told is not None and error is None:
+            self._error = TritonError(told)
 
     def output_tensors(self) -> list[Tensor]:
         """Return the output tensors."""
@@ -271,8 +279,10 @@ class ModelConfig:
         """Say how many rows the model takes at once; 0: its dims have no axis for them.
 
         Raises:
-            ValueError: the configuration has a larger one.
+            ValueError: it is no such number, or the configuration has a larger one.
         """
+        if not isinstance(max_batch_size, int) or max_batch_size not in range(1 << 31):
+            raise ValueError(f"max_batch_size is {max_batch_size!r}, not a number from 0 to {(1 << 31) - 1}")
         if self._config["max_batch_size"] > max_batch_size:
             raise ValueError(f"the model is configured with max_batch_size {self._config['max_batch_size']}")
         self._config["max_batch_size"] = max_batch_size
@@ -291,7 +301,7 @@ class ModelConfig:
             _later("decoupled mode")
 
     def add_input(self, input: Mapping[str, Any]) -> None:
-        """Add an input: {"name": "x", "data_type": "TYPE_FP32", "dims": [3]}; "optional" is ignored.
+        """Add an input: {"name": "x", "data_type": "TYPE_FP32", "dims": [3]}; also "optional": True.
 
         Raises:
             ValueError: it has other properties, or differs from the configured input of this name.
@@ -350,6 +360,11 @@ class Logger:
     def log_verbose(message: str) -> None:
         """Write nothing: the level is off."""
         Logger.log(message, Logger.VERBOSE)
+
+
+def parameters_of(response: InferenceResponse) -> Mapping[str, Any]:
+    """Return a response's parameters. For the backend: the method of this name gives JSON."""
+    return response._parameters
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:

@@ -1,6 +1,7 @@
 """KServe v2 over gRPC, from message to message and without sockets."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -19,7 +20,7 @@ from mms_lite.frontends.kserve.grpc import InferenceService
 from mms_lite.frontends.kserve.service import KServeService, RequestedOutput
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.protos import message
-from mms_lite.tensors import DTYPES, to_tensor
+from mms_lite.tensors import DTYPES, to_array, to_tensor
 from mms_lite.types import InferRequest, InferResponse, Tensor
 
 ARRAYS = """
@@ -454,6 +455,58 @@ async def _sent(*messages: Any) -> AsyncIterator[bytes]:
 
 def _read(received: bytes) -> Any:
     return message("inference.ModelStreamInferResponse").FromString(received)
+
+
+async def test_a_stream_keeps_nothing_of_what_is_answered(
+    model: Callable[..., Any], client: Client, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    await model("arrays", ARRAYS)
+    message_bytes = question("arrays", np.zeros(200_000, np.uint8)).SerializeToString()
+    done = asyncio.Event()
+
+    async def sent() -> AsyncIterator[bytes]:
+        for each in [message_bytes]:
+            yield each
+        del each
+        await done.wait()
+
+    before = sys.getrefcount(message_bytes)
+    async with client.stream(sent()) as answers:
+        assert not _read(await anext(answers)).error_message
+        client.service.asked.clear()
+        waiting = asyncio.ensure_future(anext(answers))
+        try:
+            await wait_until(lambda: sys.getrefcount(message_bytes) == before, "the message to be forgotten")
+        finally:
+            done.set()
+            with pytest.raises(StopAsyncIteration):
+                await waiting
+
+
+@pytest.mark.parametrize(
+    ("received", "text"),
+    [
+        (b"\x2a\x00" * 100_000, "the message has more than 4096 fields, or is none"),
+        (b"\x2a\x00" * 2000, "a request has at most 1024 inputs"),
+    ],
+)
+async def test_a_message_of_empty_inputs_is_refused(client: Client, received: bytes, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=text):
+        await client.rpc.unary["ModelInfer"](received, Call("call-1"))
+
+
+async def test_single_values_are_bounded_and_large_elements_are_not(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_lite.frontends.fields.MOST_PARSED_BYTES", 1 << 20)
+    code, text = await refused(client, _with(fp32_contents=[0.5] * 300_000))
+    assert (code, text.endswith("Send tensors in raw_input_contents.")) == ("RESOURCE_EXHAUSTED", True)
+    elements = [bytes([number]) * 700_000 for number in range(3)]
+    asked = _with("BYTES", bytes_contents=elements)
+    asked.inputs[0].shape[:] = [3]
+    read = (await infer_messages.read(asked.SerializeToString(), Call("c"))).request
+    assert read is not None
+    assert list(to_array(read.inputs[0])) == elements
 
 
 async def test_a_stream_answers_in_order_and_goes_on_after_an_error(

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mms_lite.errors import InvalidRequest, ServingError
+from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, ServingError
 from mms_lite.frontends.kserve.codec import Asked, Format, read, read_header_length, write
+from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import RequestedOutput
 from mms_lite.shared import Arena, SharedBytes
 from mms_lite.tensors import DTYPES, pack, to_array, to_tensor
-from mms_lite.types import BYTES, InferResponse, Tensor
+from mms_lite.types import BYTES, InferResponse, ModelSpec, Signature, Tensor, TensorSpec
 
 NUMBERS = sorted(set(DTYPES) - {"BF16", BYTES})
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3)
@@ -28,8 +29,11 @@ def body_of(*inputs: dict[str, Any], **fields: Any) -> bytes:
     return json.dumps({"inputs": list(inputs), **fields}).encode()
 
 
-def ask(body: bytes, behind: bytes = b"") -> Asked:
-    return read(bytearray(body + behind), len(body), "m")
+ANY = Expected.of(ModelSpec("m", "1", "/nowhere"), Signature())  # of bodies, which takes what there is
+
+
+def ask(body: bytes, behind: bytes = b"", expected: Expected = ANY) -> Asked:
+    return read(bytearray(body + behind), len(body), expected)
 
 
 def one(**described: Any) -> Tensor:
@@ -51,6 +55,7 @@ def tensors(draw: st.DrawFn, kinds: list[str]) -> tuple[str, np.ndarray[Any, Any
     kind = draw(st.sampled_from(kinds))
     shape = draw(SHAPES)
     if kind == BYTES:
+        shape = shape or (1,)  # without an axis it would be a body
         elements = draw(st.lists(st.binary(max_size=9), min_size=math.prod(shape), max_size=math.prod(shape)))
         array = np.empty(len(elements), np.object_)
         array[:] = elements
@@ -94,7 +99,7 @@ def test_binary_tensors_come_in_order_and_uncopied(cases: list[tuple[str, Any]],
         if place is not None:
             place.view[:] = body
             body = place
-    for tensor, (_, array) in zip(read(body, len(head), "m").inputs, cases, strict=True):
+    for tensor, (_, array) in zip(read(body, len(head), ANY).inputs, cases, strict=True):
         data = tensor.data.view if isinstance(tensor.data, SharedBytes) else tensor.data
         whole = body.view if isinstance(body, SharedBytes) else body
         assert not array.size or np.shares_memory(
@@ -124,6 +129,30 @@ def test_what_is_not_finite_is_written_as_clients_of_triton_read_it() -> None:
     assert b'"data":[1.0,NaN,Infinity,-Infinity]' in pieces[0]
     tensor = one(datatype="FP32", shape=[3], data=[math.nan, math.inf, -math.inf])
     assert same(to_array(tensor), np.array([np.nan, np.inf, -np.inf], np.float32))
+
+
+@pytest.mark.parametrize("parameter", [1 << 70, "\udc80"])
+def test_what_a_model_says_that_is_no_json_is_its_fault(parameter: Any) -> None:
+    with pytest.raises(HandlerError, match="no JSON"):
+        answered(parameters={"odd": parameter})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"datatype": "INT8", "shape": [1], "data": [300]},
+        {"datatype": "FP32", "shape": [2], "data": [1.0]},
+        {"datatype": "BF16", "shape": [1], "data": [1.0]},
+        {"datatype": "BYTES", "shape": [1], "data": ["?"], "parameters": {"content_type": "base64"}},
+    ],
+)
+@pytest.mark.parametrize(("name", "shown"), [({"id": "7"}, "7"), ({}, "<id_unknown>")])
+def test_values_that_do_not_fit_are_told_with_the_id_of_their_request(
+    wrong: dict[str, Any], name: dict[str, Any], shown: str
+) -> None:
+    with pytest.raises(BadTensor) as caught:
+        ask(body_of({"name": "x", **wrong}, **name))
+    assert caught.value.message.startswith(f"[request id: {shown}] ")
 
 
 def test_an_answer_names_model_version_and_parameters_and_the_id_that_was_given() -> None:
@@ -214,6 +243,8 @@ BAD_INPUTS: dict[str, tuple[dict[str, Any], str]] = {
     "fraction": ({"data": [1, 2.5]}, "2.5 at [1]"),
     "too_large": ({"data": [1, 2**31]}, "2147483648 at [1]"),
     "beyond_64_bits": ({"datatype": "UINT64", "data": [1, 2**64]}, "input 'x' does not fit"),
+    "boolean": ({"datatype": "INT64", "data": [True, 1]}, "a boolean: true at [0]"),
+    "boolean_beside_a_float": ({"datatype": "INT64", "data": [True, 1.0]}, "a boolean: true at [0]"),
     "negative": ({"datatype": "UINT8", "data": [1, -1]}, "-1 at [1]"),
     "too_large_float": ({"datatype": "FP32", "data": [1, 1e39]}, "at [1]"),
     "neither_true_nor_false": ({"datatype": "BOOL", "data": [True, 2]}, "2 at [1]"),
@@ -261,6 +292,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "no_inputs": (b"{}", "Unable to parse 'inputs'"),
     "odd_input": (b'{"inputs": [1]}', "Unable to parse 'inputs': an input is not an object"),
     "odd_id": (body_of(X, id=1), "Unable to parse 'id'"),
+    "half_id": (body_of(X, id="\udc80", parameters={"p": math.nan}), "Unable to parse 'id'"),
     "odd_parameters": (body_of(X, parameters=[]), "Unable to parse 'parameters'"),
     "odd_binary": (body_of(X, parameters={"binary_data_output": 1}), "Unable to parse 'binary_data_output'"),
     "odd_outputs": (body_of(X, outputs={}), "Unable to parse 'outputs'"),
@@ -286,6 +318,15 @@ def test_a_body_that_is_wrong_is_refused(body: bytes, text: str) -> None:
     with pytest.raises(ServingError) as caught:
         ask(body)
     assert text in caught.value.message
+
+
+def test_more_inputs_than_the_model_has_are_refused_before_they_are_read() -> None:
+    x = TensorSpec("x", "INT8", (1,))
+    one_input = Expected.of(ModelSpec("m", "1", "/nowhere"), Signature((x,), (x,), True))
+    body = body_of(X, {"name": "y", "datatype": "none"}, id="7")
+    with pytest.raises(BadTensor) as caught:
+        ask(body, expected=one_input)
+    assert caught.value.message.startswith("[request id: 7] expected 1 inputs but got 2 inputs for model 'm'")
 
 
 def test_a_tensor_that_is_cut_off_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from raw_http import Answer
 
-from mms_lite.errors import Forbidden
+from mms_lite.errors import Forbidden, InvalidRequest
 from mms_lite.frontends.kserve.service import KServeService
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.types import RepositoryEntry, RepositoryState
@@ -32,10 +33,11 @@ class Repository:
     async def unload_model(self, name: str, *, dependents: bool = False) -> None:
         self.told.append(("unload", name, dependents))
 
-    def repository_index(self) -> list[RepositoryEntry]:
+    async def repository_index(self) -> list[RepositoryEntry]:
         return [
             RepositoryEntry("a", "1", RepositoryState.READY),
             RepositoryEntry("a", "2", RepositoryState.UNAVAILABLE, "unloaded"),
+            RepositoryEntry("a", "3", RepositoryState.UNAVAILABLE, "no such file: /srv/secret/model.py"),
             RepositoryEntry("b"),
         ]
 
@@ -76,9 +78,17 @@ async def test_a_model_is_unloaded_with_what_it_is_made_of_if_asked(
     assert repository.told == [("unload", "m", False), ("unload", "m", True)]
 
 
+@pytest.mark.parametrize("content", ["text", 7])
+async def test_a_file_is_bytes(service: KServeService, repository: Repository, content: Any) -> None:
+    caller = HttpRequest("POST", "/", remote="127.0.0.1:5000")
+    with pytest.raises(InvalidRequest, match=r"Unable to parse 'file:1/model\.onnx': expected bytes"):
+        await service.load("m", {"config": "{}", "file:1/model.onnx": content}, caller)
+    assert repository.told == []
+
+
 @pytest.mark.parametrize("verb", ["load", "unload"])
 async def test_who_may_not_changes_nothing(call: Call, repository: Repository, verb: str) -> None:
-    answer = await call("POST", f"/v2/repository/models/m/{verb}", remote="192.0.2.1:5000")
+    answer = await call("POST", f"/v2/repository/models/m/{verb}", b"{", remote="192.0.2.1:5000")
     assert (answer.status, repository.told) == (403, [])
     assert answer.json == {"error": "explicit model load / unload is not allowed"}
 
@@ -86,9 +96,20 @@ async def test_who_may_not_changes_nothing(call: Call, repository: Repository, v
 async def test_the_index_names_what_there_is(call: Call) -> None:
     ready = {"name": "a", "version": "1", "state": "READY"}
     unloaded = {"name": "a", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
+    failed = {"name": "a", "version": "3", "state": "UNAVAILABLE", "reason": "failed to load"}
     for body in (b"", b"{}", b'{"ready": false}'):
-        assert (await call("POST", "/v2/repository/index", body)).json == [ready, unloaded, {"name": "b"}]
+        found = (await call("POST", "/v2/repository/index", body)).json
+        assert found == [ready, unloaded, failed, {"name": "b"}]
     assert (await call("POST", "/v2/repository/index", b'{"ready": true}')).json == [ready]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("path", ["index", "models/m/unload"])
+async def test_a_long_body_is_refused_unread(call: Call, path: str, packed: bool) -> None:
+    body = b" " * 200_000
+    headers = [("Content-Encoding", "gzip")] if packed else []
+    answer = await call("POST", f"/v2/repository/{path}", gzip.compress(body) if packed else body, *headers)
+    assert answer.status == 413
 
 
 @pytest.mark.parametrize(

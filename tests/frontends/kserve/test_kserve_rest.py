@@ -186,10 +186,11 @@ async def test_what_libraries_send_with_every_request_packs_nothing(call: Call, 
         (gzip.compress(bytes(5 << 20)), "gzip", 413, "unpacks to more than the limit of 4194304 bytes"),
     ],
 )
+@pytest.mark.usefixtures("double")
 async def test_a_packed_body_that_cannot_be_used_is_refused(
     call: Call, body: bytes, encoding: str, status: int, said: str
 ) -> None:
-    answer = await call("POST", "/v2/models/m/infer", body, ("Content-Encoding", encoding))
+    answer = await call("POST", "/v2/models/double/infer", body, ("Content-Encoding", encoding))
     assert answer.status == status
     assert said in text(answer)
 
@@ -305,6 +306,22 @@ async def test_an_error_of_a_request_names_its_id(call: Call) -> None:
     assert text(answer).startswith("[request id: <id_unknown>] expected 2 inputs")
 
 
+async def test_headers_of_handlers_do_not_say_what_the_body_is(model: Any, call: Call) -> None:
+    await model(
+        "headers",
+        """
+        def handle(data, context):
+            if data:
+                for name in ("Content-Encoding", "inference-header-content-length", "Transfer-X", "X-Mine"):
+                    context.set_response_header(0, name, "7")
+                return [b""]
+        """,
+    )
+    described = {"name": "body", "datatype": "BYTES", "shape": [1], "data": [""]}
+    answer = await call("POST", "/v2/models/headers/infer", body_of([described]))
+    assert answer.headers == {"content-type": "application/json", "x-mine": "7"}
+
+
 async def test_handlers_see_our_id_where_the_client_gives_none(model: Any, call: Call) -> None:
     await model(
         "ids",
@@ -337,9 +354,11 @@ async def test_every_inference_that_is_answered_is_counted(call: Call, inline: A
     await call("POST", "/v2/models/double/infer", body_of())
     await call("POST", "/v2/models/double/infer", b"{")
     await call("POST", "/v2/models/nobody/infer", body_of())
+    for version in ("-1", "0"):
+        await call("POST", f"/v2/models/double/versions/{version}/infer", body_of())
     snapshot = inline.engine.metrics()
     ((_, seen),) = snapshot.versions
-    assert seen.requests == {("kserve-rest", "200"): 1, ("kserve-rest", "400"): 1}
+    assert seen.requests == {("kserve-rest", "200"): 3, ("kserve-rest", "400"): 1}
     assert snapshot.unknown == {("kserve-rest", "404"): 1}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -12,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mms_lite.errors import BadTensor, DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull
+from mms_lite.errors import (
+    BadTensor,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    QueueFull,
+)
 from mms_lite.frontends.kserve import models
 from mms_lite.frontends.kserve.classification import classify, read_labels
 from mms_lite.frontends.kserve.errors import of_lookup, of_request
@@ -194,13 +203,47 @@ def test_a_body_without_json_has_the_shape_that_its_size_tells(
             (TensorSpec("T", BYTES, (2,)),),
             "For BYTE datatype raw input 'T', the model must have input shape [1]",
         ),
+        ((A,), "The body of the raw input 'A' is empty"),
     ],
 )
 def test_a_body_without_json_that_tells_no_shape_is_refused(
     inputs: tuple[TensorSpec, ...], said: str
 ) -> None:
     with pytest.raises(BadTensor) as caught:
-        expected(*inputs).raw_input(bytearray(8))
+        expected(*inputs).raw_input(bytearray(0 if inputs == (A,) else 8))
+    assert caught.value.message.startswith(said)
+
+
+def test_few_of_the_names_that_a_client_makes_up_are_shown() -> None:
+    names = [f"{at:05}" + "n" * 1000 for at in range(20_000)]
+    for model in (expected(A, B), expected(*[TensorSpec(name, "FP32", (1,)) for name in names])):
+        said = refused(model, *[zeros(name, (1,)) for name in names[:19_000]])
+        assert "19000 inputs" in said and "more]" in said
+        assert len(said) < 3000
+    assert len(refused(expected(A), zeros(names[0], (1,)))) < 300
+    assert len(refused(expected(A), *[zeros(names[0], (1,))] * 2)) < 300
+    with pytest.raises(BadTensor) as caught:
+        expected(A).check_outputs(names[:1])
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "said"),
+    [
+        (
+            expected(A, B),
+            3,
+            "expected 2 inputs but got 3 inputs for model 'X'. Got input(s) ['0','1','2'], but",
+        ),
+        (Expected.of(spec_of(), Signature()), 1025, "the model takes at most 1024 inputs, got 1025"),
+    ],
+)
+def test_more_inputs_than_a_model_takes_are_refused_by_their_names(
+    model: Expected, count: int, said: str
+) -> None:
+    model.check_count([str(at) for at in range(count - 1)])
+    with pytest.raises(BadTensor) as caught:
+        model.check_count([str(at) for at in range(count)])
     assert caught.value.message.startswith(said)
 
 
@@ -220,9 +263,16 @@ def asked(**fields: Any) -> InferRequest:
         ({"sequence_id": 1.5}, "Unable to parse 'sequence_id'"),
         ({"sequence_start": 1}, "Unable to parse 'sequence_start'"),
         ({"triton_x": 1}, "parameter keys starting with 'triton_' are reserved for Triton usage"),
+        ({"x": [1]}, "Unable to parse 'parameters': 'x' is no text, number or boolean"),
+        ({"x": {"deep": {}}}, "Unable to parse 'parameters': 'x' is no text, number or boolean"),
+        ({"x": None}, "Unable to parse 'parameters': 'x' is no text, number or boolean"),
+        ({"x": math.nan}, "Unable to parse 'parameters': 'x' is no finite number"),
+        ({"x": 10**400}, "Unable to parse 'parameters': 'x' is beyond 64 bits"),
+        ({str(at): at for at in range(1001)}, "a request has at most 1000 parameters"),
+        ({"x": "y" * 65_000, "z": "y" * 1000}, "the parameters of a request have at most 65536 characters"),
     ],
 )
-async def test_a_parameter_that_is_ours_has_its_type(
+async def test_a_parameter_that_is_not_as_it_must_be_is_refused(
     service: KServeService, parameters: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -265,6 +315,53 @@ async def test_a_timeout_in_microseconds_is_a_deadline(
     await asyncio.to_thread(gate.touch)
 
 
+@pytest.mark.usefixtures("double")
+async def test_a_timeout_beyond_all_measure_is_none(service: KServeService) -> None:
+    answer = await service.infer(asked(parameters={"timeout": 10**400}), None)
+    assert [each.name for each in answer.outputs] == ["twice", "minus"]
+
+
+async def test_what_a_model_misses_is_not_said_of_the_model_itself(
+    service: KServeService, inline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await inline.load("echo")
+    gone: list[str] = []
+
+    async def fail(request: InferRequest) -> Any:
+        if gone:
+            await inline.engine.unload(gone[0])
+        raise ModelNotFound("Model not found: other", name="other")
+
+    monkeypatch.setattr(service.engine, "infer", fail)
+    request = InferRequest("", "echo", inputs=[Tensor("body", BYTES, (1,), pack([b"x"]))])
+    with pytest.raises(ModelNotFound, match="Model not found: other"):
+        await service.infer(request, None)
+    gone.append("echo")
+    with pytest.raises(ModelNotFound, match="Request for unknown model: 'echo' is not found"):
+        await service.infer(request, None)
+
+
+async def test_many_texts_are_looked_at_in_a_thread(
+    service: KServeService, inline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await inline.load("echo")
+    where: list[threading.Thread] = []
+    check = Expected.check
+
+    def remember(model: Expected, inputs: Sequence[Tensor]) -> None:
+        where.append(threading.current_thread())
+        check(model, inputs)
+
+    monkeypatch.setattr(Expected, "check", remember)
+    photo = Tensor("body", BYTES, (1,), pack([bytes(2 << 20)]))
+    await service.infer(InferRequest("", "echo", inputs=[photo]), None)
+    with pytest.raises(BadTensor, match="at most 100 bodies"):
+        texts = Tensor("body", BYTES, (20_000,), bytes(80_000))
+        await service.infer(InferRequest("", "echo", inputs=[texts]), None)
+    here = threading.current_thread()
+    assert [each is here for each in where] == [True, False]
+
+
 async def test_a_handler_of_bodies_has_one_output(service: KServeService, inline: Any) -> None:
     await inline.load("echo")
     request = InferRequest("", "echo", inputs=[Tensor("body", BYTES, (1,), pack([b"x"]))])
@@ -272,6 +369,27 @@ async def test_a_handler_of_bodies_has_one_output(service: KServeService, inline
     assert [each.name for each in answer.outputs] == ["body"]
     with pytest.raises(BadTensor, match="unexpected inference output 'z', allowed outputs are: body"):
         await service.infer(request, [RequestedOutput("z")])
+
+
+async def test_the_outputs_of_a_handler_that_knows_arrays_are_those_of_its_answer(
+    service: KServeService, model: Callable[..., Awaitable[Any]]
+) -> None:
+    await model("pair", "def handle(data, _): return data and [{'a': d['x'], 'b': d['x'] * 2} for d in data]")
+    request = InferRequest("", "pair", inputs=[zeros("x", (1, 2))])
+    for names in (["b"], ["b", "a"]):
+        answer = await service.infer(request, [RequestedOutput(name) for name in names])
+        assert [each.name for each in answer.outputs] == names
+    with pytest.raises(BadTensor, match="unexpected inference output 'z', allowed outputs are: a, b"):
+        await service.infer(request, [RequestedOutput("z")])
+
+
+async def test_a_model_without_workers_is_not_ready(service: KServeService, inline: Any) -> None:
+    await inline.load("echo", workers=0)
+    assert service.model_ready("echo", None) is False
+    await inline.engine.scale("echo", 1, 1)
+    assert service.model_ready("echo", None) is True
+    await inline.engine.scale("echo", 0, 0)
+    assert service.model_ready("echo", None) is False
 
 
 @pytest.mark.usefixtures("double")
@@ -304,6 +422,33 @@ def test_the_highest_of_each_row_and_of_equal_ones_the_first() -> None:
     assert classes(rows, 2, batched=True) == [["7:1", "7:2"], ["0:0", "-1:1"]]
     assert classes(rows, 2) == ["7:1", "7:2"]
     assert classes(np.array([255, 1], np.uint8), 1) == ["255:0"]
+
+
+def test_the_classes_of_many_rows_have_a_bound() -> None:
+    scores = np.zeros((1000, 101), np.uint8)
+    assert np.shape(classes(scores, 100, batched=True)) == (1000, 100)
+    with pytest.raises(BadTensor, match="output 'y' would be 101000 classes; 100000 are the most"):
+        classes(scores, 101, batched=True)
+
+
+async def test_a_large_output_is_classified_in_a_thread(
+    service: KServeService, tensor_model: Callable[..., Awaitable[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = TensorSpec("x", "UINT8", (-1, -1))
+    await tensor_model("same", [x], [x], "out = x")
+    where: list[threading.Thread] = []
+
+    def remember(*args: Any, **more: Any) -> Tensor:
+        where.append(threading.current_thread())
+        return classify(*args, **more)
+
+    monkeypatch.setattr("mms_lite.frontends.kserve.service.classify", remember)
+    for columns in (10, 10_000):
+        inputs = [zeros("x", (2, columns), np.uint8)]
+        request = InferRequest("", "same", inputs=inputs)
+        (output,) = (await service.infer(request, [RequestedOutput("x", classification=1)])).outputs
+        assert output.shape == (2, 1)
+    assert [each is threading.current_thread() for each in where] == [True, False]
 
 
 def test_text_has_no_order() -> None:
@@ -397,11 +542,11 @@ def test_a_configuration_is_made_for_other_models() -> None:
 def test_statistics_add_up() -> None:
     seen = VersionMetrics()
     for rows, seconds in ((1, 0.5), (4, 1.0), (4, 1.0)):
-        seen.end_batch(rows, seconds)
+        seen.end_batch(rows, seconds, answered=rows)
+    seen.end_batch(4, 7.0, answered=0)
     for _ in range(3):
-        seen.queue_s.observe(0.25)
-        seen.end_job(1.0, failed=False)
-    seen.end_job(2.0, failed=True)
+        seen.end_job(1.0, queued_s=0.25, failed=False)
+    seen.end_job(2.0, queued_s=1.5, failed=True)
     found = models.statistics(spec_of(), seen)
     assert (found["inference_count"], found["execution_count"]) == (9, 3)
     stats = found["inference_stats"]

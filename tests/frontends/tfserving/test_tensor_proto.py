@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from mms_lite.errors import BadTensor
+from mms_lite.errors import BadTensor, RequestTooLarge
 from mms_lite.frontends.fields import lift
 from mms_lite.frontends.tfserving.service import DATATYPES
-from mms_lite.frontends.tfserving.tensor_proto import decode, encode
+from mms_lite.frontends.tfserving.tensor_proto import Lifted, decode, encode
 from mms_lite.protos import message
 from mms_lite.tensors import DTYPES, to_array, to_tensor
 from mms_lite.types import Tensor, TensorSpec
@@ -38,7 +38,7 @@ LISTS = {
 
 
 def read(proto: Any, spec: TensorSpec | None = None, lifted: Any = ()) -> Tensor:
-    return decode("x", proto, spec, lifted=lifted, most_bytes=1 << 20)
+    return decode("x", proto, spec, lifted=Lifted(lifted), most_bytes=1 << 20)
 
 
 def written(tensor: Tensor) -> Any:
@@ -93,6 +93,11 @@ def test_strings(elements: list[bytes]) -> None:
 def test_the_last_value_goes_on() -> None:
     assert to_array(read(proto("INT8", (2, 2), int_val=[-1, 5]))).tolist() == [[-1, 5], [5, 5]]
     assert to_array(read(proto("BYTES", (3,), string_val=[b"a"]))).tolist() == [b"a"] * 3
+
+
+def test_one_text_does_not_stand_for_millions() -> None:
+    with pytest.raises(RequestTooLarge, match="texts more than were sent"):
+        decode("x", proto("BYTES", (1 << 24,), string_val=[b""]), None, lifted=Lifted(), most_bytes=1 << 30)
 
 
 @pytest.mark.parametrize(("datatype", "value"), [("INT8", 128), ("UINT8", -1), ("UINT16", 65536)])

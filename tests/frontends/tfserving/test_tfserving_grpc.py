@@ -1,5 +1,6 @@
 """The TensorFlow Serving API over gRPC: predictions, metadata, statuses, errors and their codes."""
 
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -19,12 +20,15 @@ from mms_lite.errors import (
     RequestTooLarge,
     ServingError,
 )
+from mms_lite.frontends.call import Call
 from mms_lite.frontends.message import Limits
 from mms_lite.frontends.tfserving.grpc import services
 from mms_lite.frontends.tfserving.service import check_names
+from mms_lite.frontends.tfserving.tensor_proto import decode
 from mms_lite.protos import message
 
 PredictRequest = message("tensorflow.serving.PredictRequest")
+PredictResponse = message("tensorflow.serving.PredictResponse")
 MetadataRequest = message("tensorflow.serving.GetModelMetadataRequest")
 StatusRequest = message("tensorflow.serving.GetModelStatusRequest")
 FLOAT, STRING, INT64 = 1, 7, 9
@@ -178,9 +182,64 @@ async def test_a_small_message_for_a_huge_tensor(arrays: Load, rpc: Rpc) -> None
         await rpc("Predict", request("texts", x=tensor((1 << 40,), STRING, string_val=[b""])))
 
 
+async def test_small_messages_for_large_tensors_are_bounded_together(arrays: Load, rpc: Rpc) -> None:
+    await arrays("two", [("x", "FP32", (-1,)), ("y", "FP32", (-1,))])
+    large = tensor((2000,), float_val=[1])
+    with pytest.raises(RequestTooLarge, match="takes 8000 bytes; the limit is 2000"):
+        await rpc("Predict", request("two", x=large, y=large))
+
+
+@pytest.mark.parametrize("count", [1, 300_000])
+async def test_a_small_message_for_a_large_tensor_is_read_in_a_thread(
+    arrays: Load, inline: Any, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    read_in = []
+
+    def noting(*args: Any, **options: Any) -> Any:
+        read_in.append(threading.current_thread())
+        return decode(*args, **options)
+
+    await arrays("m", [("x", "FP32", (-1,))])
+    monkeypatch.setattr("mms_lite.frontends.tfserving.grpc.decode", noting)
+    prediction, _ = services(inline.engine, lambda _: None, Limits())
+    asked = request("m", x=tensor((count,), float_val=[0.5]))
+    answer = await prediction.unary["Predict"](asked.SerializeToString(), Call("id-1"))
+    assert content(PredictResponse.FromString(answer).outputs["x"]) == [0.5] * count
+    assert (read_in[0] is threading.main_thread()) == (count == 1)
+
+
+@pytest.mark.parametrize(
+    ("received", "text"),
+    [
+        (b"\x12\x00" * 100_000, "the message has more than 4096 fields"),
+        (b"\x1b\x1c" + b"\x12\x00" * 100_000, "the message has more than 4096 fields, or is none"),
+        (b"\xff" * 200_000, "the message has more than 4096 fields, or is none"),
+    ],
+    ids=["empty inputs", "a group before them", "no message"],
+)
+async def test_a_message_of_many_fields_is_not_parsed(received: bytes, text: str, rpc: Rpc) -> None:
+    with pytest.raises(InvalidRequest, match=text):
+        await rpc("Predict", received)
+
+
+async def test_single_values_are_bounded_and_large_texts_are_not(
+    arrays: Load, rpc: Rpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_lite.frontends.fields.MOST_PARSED_BYTES", 1 << 20)
+    await arrays("m", [("x", "FP32", (-1,))])
+    await arrays("texts", [("x", "BYTES", (-1,))])
+    with pytest.raises(RequestTooLarge, match=r"1048576 are the most\. Send arrays as tensor_content"):
+        await rpc("Predict", request("m", x=tensor((300_000,), float_val=[0.5] * 300_000)))
+    with pytest.raises(RequestTooLarge, match="1048576 are the most"):
+        await rpc("Predict", request("texts", x=tensor((600_000,), STRING, string_val=[b""] * 600_000)))
+    images = [bytes([number]) * 700_000 for number in range(3)]
+    answer = await rpc("Predict", request("texts", x=tensor((3,), STRING, string_val=images)))
+    assert list(answer.outputs["x"].string_val) == images
+
+
 async def test_a_message_that_is_none(rpc: Rpc) -> None:
     for method in ("Predict", "GetModelMetadata", "GetModelStatus"):
-        with pytest.raises(InvalidRequest, match="The message is no tensorflow"):
+        with pytest.raises(InvalidRequest, match="the message is no valid tensorflow"):
             await rpc(method, b"\xff\xff")
 
 
@@ -302,7 +361,10 @@ async def test_every_prediction_is_counted(arrays: Load, inline: Any, rpc: Rpc) 
         (QueueFull("full"), "RESOURCE_EXHAUSTED", "full"),
         (HandlerError("failed"), "INTERNAL", "failed"),
         (HandlerError("bad", status=422), "INVALID_ARGUMENT", "bad"),
-        (HandlerError("gone", status=404, grpc="NOT_FOUND"), "NOT_FOUND", "gone"),
+        (HandlerError("gone", status=404), "NOT_FOUND", "gone"),
+        (HandlerError("gone", status=400, grpc="CANCELLED"), "CANCELLED", "gone"),
+        (HandlerError("odd", grpc="NO_SUCH_CODE"), "INTERNAL", "odd"),
+        (HandlerError("odd", status=599, grpc=["INTERNAL"]), "INTERNAL", "odd"),
     ],
     ids=str,
 )

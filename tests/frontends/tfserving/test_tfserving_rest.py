@@ -1,7 +1,9 @@
 """The TensorFlow Serving API over HTTP: predictions by row and column, statuses, metadata, errors."""
 
+import asyncio
 import base64
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from mms_lite.errors import (
     ConfigError,
     DeadlineExceeded,
     InvalidArchive,
+    InvalidRequest,
     ModelNotReady,
     OutOfMemory,
     QueueFull,
@@ -22,7 +25,11 @@ from mms_lite.errors import (
     Unauthorized,
     WorkerDied,
 )
+from mms_lite.frontends import tfserving
+from mms_lite.frontends.message import HttpRequest
 from mms_lite.frontends.tfserving.rest import spell
+from mms_lite.json_arrays import loads
+from mms_lite.shared import Arena
 from mms_lite.types import VersionState
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "tfserving"
@@ -300,6 +307,46 @@ async def test_the_client_s_deadline(model: Load, rest: Rest) -> None:
     assert (await rest("POST", "/v1/models/slow:predict", body, header)).status == 504
 
 
+async def test_the_zeros_before_a_version_mean_nothing(arrays: Load, rest: Rest) -> None:
+    await arrays("m", [("x", "FP32", (-1,))])
+    zeros = "0" * 5000
+    for number, status in (("1", 200), ("99", 404), ("", 200), (str(1 << 63), 400)):
+        assert (await rest("GET", f"/v1/models/m/versions/{zeros}{number}")).status == status
+
+
+async def test_a_body_that_is_being_read_keeps_its_place_when_the_client_leaves(
+    arrays: Load, inline: Any, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Any]
+) -> None:
+    await arrays("m", [("x", "FP32", (-1,))])
+    memory = Arena.create(64 << 20)
+    assert memory is not None
+    body = b'{"inputs": [' + b"1," * 600_000 + b"1]}"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(text: Any) -> Any:
+        begun.set()
+        assert go_on.wait(10)
+        return loads(text)
+
+    monkeypatch.setattr("mms_lite.frontends.tfserving.bodies.loads", slowly)
+    place = memory.take(len(body))
+    assert place is not None
+    place.view[:] = body
+    protocol = tfserving.protocol(inline.engine, lambda _: None)
+    request = HttpRequest("POST", "/v1/models/m:predict", "id-1", body=place)
+    asking = asyncio.ensure_future(protocol.handle(request))
+    del request, place
+    await wait_until(begun.is_set)
+    asking.cancel()
+    await asyncio.wait([asking])
+    del asking
+    try:
+        assert memory.used_bytes >= len(body)
+    finally:
+        go_on.set()
+    await wait_until(lambda: not memory.used_bytes, "the place to be free")
+
+
 async def test_every_prediction_is_counted(arrays: Load, inline: Any, rest: Rest) -> None:
     await arrays("m", [("x", "FP32", (-1,))])
     for body in (b'{"inputs": [1]}', b'{"inputs": [1]}', b"{"):
@@ -328,6 +375,17 @@ async def test_versions_that_load_and_that_failed(
     config = json.loads((await rest("GET", "/v1/config")).body)
     assert list(config) == ["broken", "slow"]
     assert config["broken"]["model_version_status"] == [{**state, "status": failure}]
+
+
+async def test_a_version_without_workers_is_not_available(inline: Any, rest: Rest) -> None:
+    async def state() -> str:
+        answer = json.loads((await rest("GET", "/v1/models/echo")).body)
+        return str(answer["model_version_status"][0]["state"])
+
+    await inline.load("echo", workers=0)
+    assert await state() == "LOADING"
+    await inline.engine.scale("echo", 1, 1)
+    assert await state() == "AVAILABLE"
 
 
 async def test_reload_tells_whether_something_changed(
@@ -375,6 +433,10 @@ def test_errors_of_the_engine(error: ServingError, status: int, header: tuple[st
     response = spell(error)
     assert response.status == status
     assert list(response.headers)[1:] == ([] if header is None else [header])
+
+
+def test_an_error_about_half_a_character_can_be_written() -> None:
+    assert spell(InvalidRequest("no input \ud800")).body == [b'{"error":"no input ?"}']
 
 
 async def test_a_handler_s_own_status(model: Load, rest: Rest) -> None:

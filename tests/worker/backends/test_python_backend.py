@@ -114,6 +114,39 @@ def test_a_model_may_state_its_own_tensors_with_their_batch_apart(open_model):
         model.infer({"x": np.ones((5, 3), np.float32)}, ["y"])
 
 
+@pytest.mark.parametrize(
+    ("said", "wrong", "message"),
+    [
+        (
+            '"dims": [3]',
+            '"dims": ["three"]',
+            r"^the input 'x' has the dims \['three'\], which are no lengths$",
+        ),
+        ('"dims": [3]', '"dims": 3', r"^the input 'x' has the dims 3, which are no lengths$"),
+        ('"dims": [1]', '"dims": [0]', r"^the output 'y' has the dims \[0\], which are no lengths$"),
+        ('"name": "y"', '"name": ""', r"^an output of auto_complete_config has the name '', which is none$"),
+        (
+            '"dims": [3]',
+            '"dims": [3], "optional": 1',
+            r"^the input 'x' is optional: 1, neither true nor false$",
+        ),
+        (
+            "set_max_batch_size(4)",
+            "set_max_batch_size('4')",
+            r"^max_batch_size is '4', not a number from 0 to ",
+        ),
+        (
+            "set_max_batch_size(4)",
+            "set_max_batch_size(-1)",
+            r"^max_batch_size is -1, not a number from 0 to ",
+        ),
+    ],
+)
+def test_what_a_model_says_of_itself_is_checked_when_it_is_loaded(open_model, said, wrong, message):
+    with pytest.raises((InvalidArchive, ValueError), match=message):
+        open_model(COMPLETING.replace(said, wrong), inputs=(), outputs=())
+
+
 def test_the_archive_may_state_tensors_in_place_of_the_models_own(open_model):
     model = open_model(COMPLETING, inputs=(TensorSpec("x", "FP32", (-1, -1)),), outputs=())
     assert list(model.inputs) == [TensorSpec("x", "FP32", (-1, -1))]
@@ -254,6 +287,33 @@ def test_the_code_of_a_models_error_becomes_the_statuses_of_tritons_front_ends(
     )
     (found,) = open_model(execute(body)).infer_requests([Request({"x": ROWS}, outputs=["y"])])
     assert (type(found), found.message, found.details) == (error, "no", details)
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ("error=pb_utils.TritonError(ValueError('boom'))", "a TritonError's message is no text: boom"),
+        ("error=pb_utils.TritonError('half \\ud800')", "half ?"),
+        ("error=pb_utils.TritonError('boom', [1])", r"boom (its code is no code of TritonError: [1])"),
+        ("error=pb_utils.TritonError('boom', 99)", r"boom (its code is no code of TritonError: 99)"),
+        ("[y], parameters={'n': 2**70}", "the answer's parameter 'n' is a number of more than 64 bits"),
+        ("[y], parameters={'n': float('nan')}", "the answer's parameter 'n' is not finite: nan"),
+        ("[y], parameters={'n': 'half \\ud800'}", "the answer's parameter 'n' is text that is not Unicode"),
+        ("[y], parameters={'half \\ud800': 1}", "the name of a parameter of the answer is not Unicode text"),
+        ("[y], parameters={5: 1}", "the name of a parameter of the answer is not Unicode text"),
+        (
+            "[y], parameters={'n': [1]}",
+            "the answer's parameter 'n' is neither text, number, true nor false: [1]",
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_sent_fails_its_request_alone(open_model, response, message):
+    body = "y = pb_utils.Tensor('y', np.ones((2, 2), np.float32))\n"
+    body += f"return [pb_utils.InferenceResponse({response}), pb_utils.InferenceResponse([y])]"
+    asked = [Request({"x": ROWS}, outputs=["y"])] * 2
+    failed, fine = open_model(execute(body)).infer_requests(asked)
+    assert (type(failed), failed.message, failed.details) == (HandlerError, message, {})
+    assert fine["y"].tolist() == [[1, 1], [1, 1]]
 
 
 def test_an_output_may_be_left_out_and_only_what_is_wanted_is_answered(open_model):

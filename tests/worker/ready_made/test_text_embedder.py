@@ -161,6 +161,7 @@ def test_a_tensor_of_texts_gives_a_tensor_and_the_signature_says_so(tmp_path: Pa
     np.testing.assert_array_equal(to_array(found[0]), np.array([[0, 0, 1], [1, 0, 0]], np.float32))
     assert model.signature.inputs == (TensorSpec("text", BYTES, (-1,)),)
     assert model.signature.outputs == (TensorSpec("embedding", "FP32", (-1, 3)),)
+    assert model.signature.takes_tensors
 
 
 @pytest.mark.parametrize("texts_per_run", [1, 2, 32])
