@@ -31,7 +31,7 @@ $(TODAY)/.installed: setup.cfg pyproject.toml
 
 $(CLIENTS)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[grpc,onnx,dev]' 'tritonclient[http,grpc]>=2.60' ovmsclient
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[grpc,onnx,dev]' 'tritonclient[http,grpc]>=2.60' ovmsclient 'schemathesis>=4.1'
 	@touch $@
 
 $(PROTOC)/.installed:
@@ -70,6 +70,13 @@ e2e: $(STAMP)
 # Asks a real Multi Model Server (Java 17) and this one the same, and writes what differs.
 compat: $(STAMP)
 	$(BIN)/python benchmarks/compat/compare.py --report docs/mms-side-by-side.md
+
+# What strangers send: broken messages over gRPC and REST, then all that the OpenAPI description allows, and what it does not.
+SOAK_S ?= 120
+soak: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python tests/soak/fuzz_grpc.py --seconds $(SOAK_S)
+	$(CLIENTS)/bin/python tests/soak/fuzz_rest.py --seconds $(SOAK_S)
+	$(CLIENTS)/bin/python tests/soak/openapi_fuzz.py --seconds $(SOAK_S)
 
 # The descriptor sets that mms_lite/protos loads, from its .proto files.
 protos: $(PROTOC)/.installed
