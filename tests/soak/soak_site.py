@@ -125,10 +125,13 @@ class Site:
         more = self.process.num_fds() - self.first_files
         if more > MOST_MORE_FILES:
             found.append(Defect(f"{more} more files are open than at the start", ""))
-        escaped = [*self.server.folder.parent.rglob("escaped"), *Path("/").glob("escaped")]
-        if escaped:
+        if escaped := self._escaped():
             found.append(Defect("a loaded file was written elsewhere", " ".join(map(str, escaped))))
         return found
+
+    def _escaped(self) -> list[Path]:
+        """Return files of a load that are not where they belong."""
+        return [*self.server.folder.parent.rglob("escaped"), *Path("/").glob("escaped")]
 
     def resources(self) -> str:
         """Return what the server uses, as a text."""
