@@ -31,7 +31,7 @@ $(TODAY)/.installed: setup.cfg pyproject.toml
 
 $(CLIENTS)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[grpc,onnx,dev]' 'tritonclient[http,grpc]>=2.60' ovmsclient 'schemathesis>=4.1'
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[grpc,onnx,dev]' 'tritonclient[http,grpc]>=2.60' ovmsclient 'schemathesis>=4.32,<5'
 	@touch $@
 
 $(PROTOC)/.installed:
