@@ -14,6 +14,7 @@ from mms_lite.errors import (
     ServingError,
     VersionNotFound,
 )
+from mms_lite.frontends.call import chosen_code
 
 _NO_ID = "<id_unknown>"
 
@@ -43,10 +44,6 @@ ERRORS: dict[str, tuple[int, str]] = {
     "download_failed": (400, "INVALID_ARGUMENT"),
     "backend_missing": (400, "INVALID_ARGUMENT"),
 }
-# of gRPC's names: what a model's own error may be
-_MODELS_CHOICE = frozenset(
-    ("UNKNOWN", "NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED")
-)
 
 
 def http_status(error: ServingError) -> int:
@@ -60,9 +57,7 @@ def http_status(error: ServingError) -> int:
 
 def grpc_status(error: ServingError) -> str:
     """Return the name of an error's gRPC status, such as "NOT_FOUND"; a model may have chosen its own."""
-    if isinstance(error, HandlerError) and error.details.get("grpc") in _MODELS_CHOICE:
-        return str(error.details["grpc"])
-    return ERRORS.get(error.code, ERRORS["internal"])[1]
+    return chosen_code(error) or ERRORS.get(error.code, ERRORS["internal"])[1]
 
 
 def of_lookup(error: ServingError, name: str, version: str | None) -> ServingError:

@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from mms_lite import protos
 from mms_lite.errors import ModelNotFound, ServingError, Unsupported
-from mms_lite.frontends.call import Call, Stream, Unary, chosen_code, parse
+from mms_lite.frontends.call import Call, Stream, Unary, parse
 from mms_lite.frontends.kserve import infer_messages
 from mms_lite.frontends.kserve.errors import grpc_status
 from mms_lite.frontends.kserve.infer_messages import Question, parameters
@@ -65,7 +65,7 @@ class InferenceService:
 
     def spell(self, error: ServingError, method: str) -> tuple[str, str]:
         """Return the status code and message of an error, as Triton has them."""
-        return _code(error), error.message
+        return grpc_status(error), error.message
 
     async def _server_live(self, _: Any, call: Call) -> Json:
         return {"live": self._service.live()}
@@ -162,7 +162,7 @@ class InferenceService:
                 raise question.error or ServingError("the request was not read")
             response = await self._service.infer(question.request, question.wanted, call_id=call.id)
         except ServingError as error:
-            count(question.model, question.version, _PROTOCOL, _code(error))
+            count(question.model, question.version, _PROTOCOL, grpc_status(error))
             raise
         count(response.model, response.version, _PROTOCOL, "OK")
         return infer_messages.write(response)
@@ -246,10 +246,6 @@ def _unary(name: str, method: _Method) -> Unary:
         return bytes(json_format.ParseDict(said, response()).SerializeToString())
 
     return answer
-
-
-def _code(error: ServingError) -> str:
-    return chosen_code(error) or grpc_status(error)
 
 
 def _listed(value: str | list[str]) -> list[str]:
