@@ -11,7 +11,7 @@ PROTOC := .venv-protos
 # Its wheel for Linux on PyPI brings CUDA libraries; pytorch.org has one for the CPU alone.
 TORCH  ?= torch==2.13.0
 
-.PHONY: install demo lint types test test-today clients e2e soak protos bench bench-all profile bench-backends compat clean
+.PHONY: install demo lint types test test-today clients install-orders e2e soak protos bench bench-all profile bench-backends compat clean
 
 install: $(STAMP)
 
@@ -58,9 +58,12 @@ test: $(STAMP)
 test-today: $(TODAY)/.installed
 	$(TODAY)/bin/python -m pytest tests/worker tests/examples tests/process/test_tensor_routes.py tests/e2e/test_models_without_code.py
 
-# Other servers' clients, unmodified, beside this server; then both orders of installing them.
+# Other servers' clients, unmodified, beside this server.
 clients: $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python -m pytest tests/clients tests/e2e/test_protocols.py
+
+# Server and tritonclient in one new environment, installed in either order.
+install-orders: $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python tests/clients/install_orders.py
 
 # The command line and the examples as a user runs them, with real weights.
