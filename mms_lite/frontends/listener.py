@@ -173,9 +173,10 @@ class HttpListener:
         Raises:
             ServingError: it is too large, or all together are.
         """
-        limit = self._protocol.max_request_size(path, self.limits)
+        name = self._protocol.size_limit(path)
+        limit: int = getattr(self.limits, name)
         if size + more > limit:
-            raise RequestTooLarge(f"The request's body is larger than the limit of {limit} bytes.")
+            raise RequestTooLarge(f"The request's body is larger than {name}, {limit} bytes.")
         if self.held_bytes + (more or size) > self.limits.max_bytes_in_flight:
             raise Overloaded("The server holds as many bytes of requests as it may. Try again later.")
 

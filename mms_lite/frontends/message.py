@@ -178,8 +178,8 @@ class HttpProtocol(Protocol):
     def spell(self, error: ServingError, path: str) -> HttpResponse:
         """Return the error as this protocol writes it; `path` is empty where none could be read."""
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
-        """Return which of the limits is that of bodies for this path."""
+    def size_limit(self, path: str) -> str:
+        """Return the name of the one of `Limits` that bounds bodies for this path."""
 
 
 def deadline(request: HttpRequest) -> float | None:

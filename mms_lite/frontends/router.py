@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mms_lite.errors import ServingError
-from mms_lite.frontends.message import HttpProtocol, HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.message import HttpProtocol, HttpRequest, HttpResponse
 
 
 class Router:
@@ -23,9 +23,9 @@ class Router:
         """Return the error as the path's protocol writes it."""
         return self._protocol(path).spell(error, path)
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
-        """Return the limit of the path's protocol."""
-        return self._protocol(path).max_request_size(path, limits)
+    def size_limit(self, path: str) -> str:
+        """Return the name of the limit of the path's protocol."""
+        return self._protocol(path).size_limit(path)
 
     def _protocol(self, path: str) -> HttpProtocol:
         return self._protocols.get(path[1:].partition("/")[0], self._rest)

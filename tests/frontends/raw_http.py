@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.message import HttpRequest, HttpResponse
 
 
 @dataclass
@@ -89,8 +89,8 @@ class Stub:
         headers: Sequence[tuple[str, str]] = [("Content-Type", "text/plain"), ("x-code", error.code)]
         return HttpResponse(error.http, headers, [error.message.encode()])
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
-        return limits.max_request_size
+    def size_limit(self, path: str) -> str:
+        return "max_request_size"
 
 
 class Wire(asyncio.Transport):

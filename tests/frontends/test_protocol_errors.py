@@ -235,7 +235,9 @@ TABLE: dict[str, dict[str, Case]] = {
         REST, Question(lines=("X-Request-Timeout-Ms: soon",)), 400, "X-Request-Timeout-Ms is not a positive"
     ),
     "deadline passed on arrival": on((*REST, *V2_GRPC), Question(timeout_s=1e-9), 504, "deadline passed"),
-    "too large": on(REST, sending(bytes(LIMIT + 1)), 413, f"the limit of {LIMIT} bytes", counted=False)
+    "too large": on(
+        REST, sending(bytes(LIMIT + 1)), 413, f"max_tensor_request_size, {LIMIT} bytes", counted=False
+    )
     | on(GRPC, sending(bytes(LIMIT + 1)), "RESOURCE_EXHAUSTED", "larger than max", counted=False),
     "too large once unpacked": on(V2_REST, sending(OVER, GZIP), 413, "unpacks to more"),
 }

@@ -4,7 +4,7 @@ import pytest
 from raw_http import Stub
 
 from mms_lite.errors import InvalidRequest, ServingError
-from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
+from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.router import Router
 
 
@@ -16,8 +16,8 @@ class Named(Stub):
     def spell(self, error: ServingError, path: str) -> HttpResponse:
         return HttpResponse(418, [], [f"{self.name}: {path}".encode()])
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
-        return len(self.name)
+    def size_limit(self, path: str) -> str:
+        return self.name
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ async def test_the_first_part_of_the_path_says_whose_a_request_is(path: str, nam
     await router.handle(HttpRequest("GET", path))
     assert [each for each, protocol in protocols.items() if protocol.asked] == [name]
     assert router.spell(InvalidRequest("no"), path).body == [f"{name}: {path}".encode()]
-    assert router.max_request_size(path, Limits()) == len(name)
+    assert router.size_limit(path) == name

@@ -161,9 +161,9 @@ class KServeRest:
         """Return an error that came up outside of `handle`."""
         return spell(error)
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
+    def size_limit(self, path: str) -> str:
         """Return the limit of requests with tensors, for all routes."""
-        return limits.max_tensor_request_size
+        return "max_tensor_request_size"
 
     async def _infer(self, request: HttpRequest, route: _Route) -> HttpResponse:
         version = route.version

@@ -45,9 +45,9 @@ class MmsProtocol:
         """Return an error that came up outside of `handle`."""
         return spell(error)
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
+    def size_limit(self, path: str) -> str:
         """Return the limit of the MMS API, for all routes."""
-        return limits.max_request_size
+        return "max_request_size"
 
 
 def protocol(

@@ -20,7 +20,7 @@ from mms_lite.errors import (
     UnsupportedMedia,
 )
 from mms_lite.frontends import tensor_calls
-from mms_lite.frontends.message import Buffer, HttpRequest, HttpResponse, Limits, deadline, retry_after_s
+from mms_lite.frontends.message import Buffer, HttpRequest, HttpResponse, deadline, retry_after_s
 from mms_lite.frontends.tfserving import bodies
 from mms_lite.frontends.tfserving.service import (
     DATATYPES,
@@ -65,9 +65,9 @@ class RestProtocol:
         """Return an error that came up outside of `handle`."""
         return spell(error)
 
-    def max_request_size(self, path: str, limits: Limits) -> int:
+    def size_limit(self, path: str) -> str:
         """Return the limit of the protocols of tensors, for all routes."""
-        return limits.max_tensor_request_size
+        return "max_tensor_request_size"
 
     async def _route(self, request: HttpRequest) -> HttpResponse:
         path, get, post = request.path, request.method == "GET", request.method == "POST"
