@@ -65,11 +65,6 @@ def server_identity(config: Config) -> Identity:
     return Identity(context, _load(context, *_self_signed(_hosts(config))))
 
 
-def server_context(config: Config) -> ssl.SSLContext:
-    """Return what a listener serves https with, as `server_identity` does."""
-    return server_identity(config).context
-
-
 def _load_pem(context: ssl.SSLContext, key: Path, certificate: Path) -> tuple[bytes, bytes]:
     """Give the context the key and the certificate of these files, and return what is in them."""
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_an
 from mms_lite.address import Address
 from mms_lite.config import Config
 from mms_lite.errors import ConfigError
-from mms_lite.tls import server_context, server_identity
+from mms_lite.tls import server_identity
 
 LIMIT_S = 10.0
 
@@ -75,7 +75,11 @@ def test_a_client_may_speak_tls_1_2_or_1_3(tmp_path: Path, pair: Pair, version: 
     client.minimum_version = client.maximum_version = ssl.TLSVersion[version.replace(".", "_")]
     client.set_alpn_protocols(["h2", "http/1.1"])
 
-    assert shake(server_context(Config(**pair.write(tmp_path))), client) == (version, "http/1.1", der(pair))
+    assert shake(server_identity(Config(**pair.write(tmp_path))).context, client) == (
+        version,
+        "http/1.1",
+        der(pair),
+    )
 
 
 def test_tls_1_1_is_refused(tmp_path: Path, pair: Pair) -> None:
@@ -86,13 +90,13 @@ def test_tls_1_1_is_refused(tmp_path: Path, pair: Pair) -> None:
     client.set_ciphers("ALL:@SECLEVEL=0")
 
     with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
-        shake(server_context(Config(**pair.write(tmp_path))), client)
+        shake(server_identity(Config(**pair.write(tmp_path))).context, client)
 
 
 def test_a_client_that_speaks_only_http_2_is_served_without_alpn(tmp_path: Path, pair: Pair) -> None:
     client = client_context(pair)
     client.set_alpn_protocols(["h2"])
-    assert shake(server_context(Config(**pair.write(tmp_path))), client)[1] is None
+    assert shake(server_identity(Config(**pair.write(tmp_path))).context, client)[1] is None
 
 
 @pytest.mark.parametrize("kind", ["rsa", "ec"])
@@ -101,7 +105,7 @@ def test_keys_in_pem(tmp_path: Path, kind: str, pkcs8: bool) -> None:
     pair = Pair(kind=kind)
     files = pair.write(tmp_path)
     files["private_key_file"].write_bytes(pair.key_pem(pkcs8=pkcs8))
-    assert shake(server_context(Config(**files)), client_context(pair))[2] == der(pair)
+    assert shake(server_identity(Config(**files)).context, client_context(pair))[2] == der(pair)
 
 
 def test_a_chain_is_sent_whole_from_pem_and_from_a_keystore(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_a_chain_is_sent_whole_from_pem_and_from_a_keystore(tmp_path: Path) -> N
     from_keystore = {"keystore": keystore(tmp_path / "store", leaf, stranger, root, middle)}
 
     for settings in (leaf.write(tmp_path, middle), from_keystore):
-        assert shake(server_context(Config(**settings)), client_context(root))[2] == der(leaf)
+        assert shake(server_identity(Config(**settings)).context, client_context(root))[2] == der(leaf)
 
 
 def test_a_keystore_wins_over_pem_files_and_leaves_nothing_on_disk(
@@ -133,7 +137,7 @@ def test_a_keystore_wins_over_pem_files_and_leaves_nothing_on_disk(
     store = keystore(tmp_path / "store", other, password=b"pass word")
     config = Config(keystore=store, keystore_pass="pass word", **pair.write(tmp_path))
 
-    assert shake(server_context(config), client_context(other))[2] == der(other)
+    assert shake(server_identity(config).context, client_context(other))[2] == der(other)
 
     ((mode, text),) = written
     assert mode == 0o600
@@ -152,12 +156,12 @@ def test_a_keystore_of_openssl_with_old_ciphers(tmp_path: Path, pair: Pair) -> N
         pytest.skip("there is no openssl command")
     if made.returncode:
         pytest.skip("this openssl cannot write old ciphers")
-    assert shake(server_context(Config(keystore=store)), client_context(pair))[2] == der(pair)
+    assert shake(server_identity(Config(keystore=store)).context, client_context(pair))[2] == der(pair)
 
 
 def test_without_files_a_certificate_is_made_for_this_start(caplog: pytest.LogCaptureFixture) -> None:
     config = Config(inference_address=Address.parse("https://10.1.2.3:0"))
-    context = server_context(config)
+    context = server_identity(config).context
     made = shake(context, client_context())[2]
 
     assert "made a self-signed certificate" in caplog.text
@@ -170,7 +174,7 @@ def test_without_files_a_certificate_is_made_for_this_start(caplog: pytest.LogCa
     pinned.load_verify_locations(cadata=made)
     assert shake(context, pinned)[2] == made
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(server_context(config), pinned)
+        shake(server_identity(config).context, pinned)
 
 
 def test_the_same_key_and_chain_come_as_pem(tmp_path: Path) -> None:
@@ -251,7 +255,7 @@ def test_pem_files_that_cannot_be_used(
     files = pair.write(tmp_path)
     spoil(files, pair)
     with pytest.raises(ConfigError, match=says):
-        server_context(Config(**files))
+        server_identity(Config(**files))
 
 
 def test_keystores_that_cannot_be_used(tmp_path: Path, pair: Pair) -> None:
@@ -273,7 +277,7 @@ def test_keystores_that_cannot_be_used(tmp_path: Path, pair: Pair) -> None:
         ({"keystore": tmp_path / "none"}, "cannot read keystore .*: No such file"),
     ]:
         with pytest.raises(ConfigError, match=says):
-            server_context(Config(**settings))
+            server_identity(Config(**settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"keystore": True}])
@@ -291,5 +295,5 @@ def test_a_missing_library_is_named(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match="pip install cryptography"):
-        server_context(Config(**dict.fromkeys(settings, store)))
-    server_context(Config(**files))  # PEM files need none
+        server_identity(Config(**dict.fromkeys(settings, store)))
+    server_identity(Config(**files))  # PEM files need none

@@ -10,7 +10,7 @@ from raw_http import Stub, request
 
 from mms_lite.config import Config
 from mms_lite.frontends.message import HttpResponse
-from mms_lite.tls import server_context
+from mms_lite.tls import server_identity
 
 PAIR = Pair()
 LARGE = 30_000_000  # more than any socket buffer holds
@@ -18,7 +18,7 @@ LARGE = 30_000_000  # more than any socket buffer holds
 
 @pytest.fixture
 def tls(tmp_path):
-    return server_context(Config(**PAIR.write(tmp_path)))
+    return server_identity(Config(**PAIR.write(tmp_path))).context
 
 
 @pytest.fixture(params=["TLSv1_2", "TLSv1_3"])

@@ -162,7 +162,7 @@ class KServeRest:
         return spell(error)
 
     def size_limit(self, path: str) -> str:
-        """Return the limit of requests with tensors, for all routes."""
+        """Return the name of the limit of requests with tensors, for all routes."""
         return "max_tensor_request_size"
 
     async def _infer(self, request: HttpRequest, route: _Route) -> HttpResponse:

@@ -46,7 +46,7 @@ class MmsProtocol:
         return spell(error)
 
     def size_limit(self, path: str) -> str:
-        """Return the limit of the MMS API, for all routes."""
+        """Return the name of the limit of the MMS API, for all routes."""
         return "max_request_size"
 
 

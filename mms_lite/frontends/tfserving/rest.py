@@ -66,7 +66,7 @@ class RestProtocol:
         return spell(error)
 
     def size_limit(self, path: str) -> str:
-        """Return the limit of the protocols of tensors, for all routes."""
+        """Return the name of the limit of the protocols of tensors, for all routes."""
         return "max_tensor_request_size"
 
     async def _route(self, request: HttpRequest) -> HttpResponse:
