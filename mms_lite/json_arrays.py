@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice
 from operator import countOf
 from typing import Any
 
@@ -36,26 +36,8 @@ _TYPES: dict[str, frozenset[type]] = {  # by numpy's kind: what JSON may bring f
     "f": _NUMBERS,
     "O": frozenset({str, dict}),
 }
+_FEW = 1 << 12  # elements, which take longer together than a table of all
 _NAMES = {str: "text", bool: "a boolean", dict: "an object", int: "a number", float: "a number"}
-_TOKENS = (b"NaN", b"Infinity")  # no JSON, but what Python's and TensorFlow's writers print
-
-
-def loads(text: bytes | bytearray | memoryview) -> Any:
-    """Return the value of a JSON text, in which NaN, Infinity and -Infinity may stand for numbers.
-
-    Raises:
-        ValueError: it is no JSON; with `msg` and `pos` (characters) where that is known.
-    """
-    orjson = _orjson()
-    if orjson is None:
-        return _loads_slowly(text)
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raw = bytes(text)
-        if not any(token in raw for token in _TOKENS):
-            raise
-        return _loads_slowly(raw)
 
 
 def encode(array: Array, *, as_base64: bool = False) -> bytes:
@@ -66,11 +48,14 @@ def encode(array: Array, *, as_base64: bool = False) -> bytes:
     """
     if array.dtype.kind in "OSU":
         return _dumps(_nested([_text_or_object(e, as_base64) for e in array.flat], array.shape))
-    if array.dtype == DTYPES.get("BF16"):
+    wide = DTYPES.get("BF16")
+    if wide is not None and array.dtype == wide:  # None equals float64
         array = array.astype(np.float32)
     orjson = _orjson()
-    if orjson is None or array.dtype == np.float16:  # which orjson writes with the digits of a float32
+    if orjson is None or (array.dtype == np.float16 and array.size < _FEW):
         return _encode_slowly(array)
+    if array.dtype == np.float16:  # which orjson writes with the digits of a float32
+        array = _halves()[array.view(np.uint16)]
     if not array.shape:
         return encode(array.reshape(1))[1:-1]
     text: bytes = orjson.dumps(np.ascontiguousarray(array), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -80,6 +65,19 @@ def encode(array: Array, *, as_base64: bool = False) -> bytes:
     tokens = [json.dumps(each).encode() for each in flat[~np.isfinite(flat)].tolist()]
     pieces = text.split(b"null")  # what orjson writes for each of them
     return b"".join(chain.from_iterable(zip(pieces, [*tokens, b""], strict=True)))
+
+
+def encode_rows(array: Array, *, as_base64: bool = False) -> list[bytes]:
+    """Return what `encode` writes of each part along the first axis: a call for each takes far longer."""
+    if array.dtype.kind in "OSU":
+        rows = _nested([_text_or_object(e, as_base64) for e in array.flat], array.shape)
+        return [_dumps(row) for row in rows]
+    if not array.size:
+        return [encode(each) for each in array]
+    depth = array.ndim - 1
+    start, end = b"[" * depth, b"]" * depth
+    pieces = encode(array)[depth + 1 : -depth - 1].split(end + b"," + start)
+    return [start + piece + end for piece in pieces] if depth else pieces
 
 
 def to_array(value: Any, spec: TensorSpec, *, finite: bool = False) -> Array:
@@ -131,11 +129,11 @@ def _orjson() -> Any:
         return None
 
 
-def _loads_slowly(text: bytes | bytearray | memoryview) -> Any:
-    try:
-        return json.loads(bytes(text))
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+@functools.cache
+def _halves() -> Array:
+    """Return each float16, by its bits, as the float64 that is written with the same digits [65536]."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    return np.array([float(str(each)) for each in every])
 
 
 def _dumps(value: Any) -> bytes:
@@ -201,8 +199,9 @@ def _bad_element(
     spec: TensorSpec, flat: Sequence[Any], shape: Sequence[int], at: int, fault: str
 ) -> BadTensor:
     """Return the error for one element, which says where it stands: [row, column, ...]."""
-    try:
-        shown = json.dumps(flat[at])
+    element = flat[at][:_MOST_SHOWN] if type(flat[at]) is str else flat[at]
+    try:  # no more of it than is shown: it may be as long as the request
+        shown = "".join(islice(json.JSONEncoder().iterencode(element), _MOST_SHOWN + 1))
     except RecursionError:
         shown = "..."
     if len(shown) > _MOST_SHOWN:

@@ -23,6 +23,7 @@ from mms_lite.engine.engine import Engine
 from mms_lite.errors import ConfigError, Forbidden
 from mms_lite.frontends import mms, tfserving
 from mms_lite.frontends.auth import TOKEN_FILE, Authoriser, is_local, read_token
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.kserve import description as kserve_description
 from mms_lite.frontends.kserve import rest as kserve
 from mms_lite.frontends.kserve.service import KServeService
@@ -191,9 +192,10 @@ class Listening:
         )
         if not inference:
             return rest
+        readers = Readers()  # one for both: how much JSON is read at a time is the server's affair
         tensors: dict[str, HttpProtocol] = {
-            "v2": kserve.protocol(service, self._limits),
-            "v1": tfserving.protocol(engine, self._check_control),
+            "v2": kserve.protocol(service, self._limits, readers),
+            "v1": tfserving.protocol(engine, self._check_control, readers),
         }
         return Router(tensors, rest)
 
@@ -234,7 +236,9 @@ class Listening:
         self._token_file = named or instance.pid_file.with_name(TOKEN_FILE)
         token = await asyncio.to_thread(read_token, self._token_file, default_place=named is None)
         self._authoriser = Authoriser(token, config.cors_allowed_origin, hosts)
-        if not local:
+        if local:
+            _log.info("Clients that come through a proxy need the token in %s to manage.", self._token_file)
+        else:
             self._note(f"other machines need the token in {self._token_file} to manage")
 
     def _controls(self, endpoint: _Endpoint) -> bool:

@@ -1,5 +1,6 @@
 """Arrays as JSON: exact both ways, and what is refused."""
 
+import json
 import math
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis.extra import numpy as arrays
 
 from mms_lite import json_arrays
 from mms_lite.errors import BadTensor
-from mms_lite.json_arrays import encode, loads, to_array
+from mms_lite.frontends.json_bodies import loads
+from mms_lite.json_arrays import encode, encode_rows, to_array
 from mms_lite.tensors import DTYPES
 from mms_lite.types import BYTES, TensorSpec
 
@@ -63,10 +65,32 @@ def test_numbers_have_their_fewest_digits() -> None:
 def test_what_is_no_number() -> None:
     array = np.array([[math.nan, 1], [math.inf, -math.inf]], np.float32)
     assert encode(array) == b"[[NaN,1.0],[Infinity,-Infinity]]"
-    assert loads(b'{"a": [NaN, -Infinity], "b": "NaN"}')["a"][1] == -math.inf
-    for text in (b"[NaN", b"[nan]", b"[Inf]", b"[NaN, \xff]", b"[" * 100_000 + b"NaN"):
-        with pytest.raises(ValueError):
-            loads(text)
+
+
+def test_every_float16_has_its_fewest_digits() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    written = encode(every)
+    digits = [json.loads(str(each).replace("nan", "NaN").replace("inf", "Infinity")) for each in every]
+    np.testing.assert_array_equal(loads(written), digits)
+    assert len(written) < 8 * len(every)
+    few = every[:4000].reshape(2, 2000)
+    assert loads(encode(few)) == [digits[:2000], digits[2000:4000]]
+
+
+def test_float64_keeps_its_digits_where_bfloat16_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(DTYPES, "BF16")  # as without ml_dtypes
+    assert encode(np.array([0.1, 1 / 3, 123456789.123])) == b"[0.1,0.3333333333333333,123456789.123]"
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (5,), (0, 3), (3, 0), (2, 0, 2), (1, 1), (3, 2), (2, 3, 1, 2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.bool_, np.object_])
+def test_rows_are_written_as_the_whole_is(shape: tuple[int, ...], dtype: Any) -> None:
+    array = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    if dtype is np.object_:
+        array[...] = b'],["\xc3\xbc'
+    rows = encode_rows(array)
+    assert len(rows) == shape[0]
+    assert b"[" + b",".join(rows) + b"]" == encode(array)
 
 
 @pytest.mark.parametrize("without_orjson", [False, True])
@@ -129,6 +153,23 @@ def test_values_that_are_refused(value: Any, datatype: str, fault: str) -> None:
         f"input 'x' does not fit: the model expects {datatype} [...], got {fault}"
     )
     assert bool(caught.value.details.get("ragged")) == ("ragged" in fault)
+
+
+class Unread(dict[str, Any]):
+    """An object of which a message shows only the beginning."""
+
+    def items(self) -> Any:
+        yield "first", "a" * 100
+        yield from ((f"n{number}", number) for number in range(100))
+        raise AssertionError("who asked for more?")
+
+
+def test_a_message_shows_the_beginning_of_what_may_be_long() -> None:
+    shown = '{"first": "' + "a" * 69 + "..."
+    for element, text in ((Unread(a=1), shown), ("b" * 1_000_000, '"' + "b" * 79 + "...")):
+        with pytest.raises(BadTensor) as caught:
+            to_array([element], spec("FP32"))
+        assert f": {text} at [0]" in caught.value.message
 
 
 def test_lists_that_are_nested_too_deep() -> None:

@@ -12,7 +12,7 @@ GROUND = {"address", "errors", "shared", "types", "protos"}
 TOOLS = {"metrics", "logs"}
 IN_THE_CHILD = {"errors", "memory", "shared", "types", "tensors", "transport", "wire", "worker"}
 TENSOR_PROTOCOL = {"engine.engine", "tensors", "json_arrays"} | {
-    f"frontends.{name}" for name in ("message", "call", "fields", "tensor_calls")
+    f"frontends.{name}" for name in ("message", "call", "fields", "json_bodies", "tensor_calls")
 }
 ENGINE = {"engine", "transport", "wire", "machine"} | GROUND | TOOLS
 ALONE = {"client", "bench", "optimizer"}

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mms_lite.errors import HandlerError, InvalidRequest, ServingError
+from mms_lite.errors import HandlerError, InvalidRequest, RequestTooLarge, ServingError
 from mms_lite.frontends.message import HttpRequest
 
+MOST_SHORT_BYTES = 128 << 10  # of a message that is parsed at once: some milliseconds
 # A model's own error: the codes that it may name, and those of its HTTP status (google/rpc/code.proto).
 _CHOICE = frozenset(("UNKNOWN", "NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED", "ALREADY_EXISTS", "CANCELLED"))
 _OF_HTTP = {
@@ -69,7 +70,7 @@ class RpcService(Protocol):
 
 
 def parse(kind: Any, received: bytes) -> Any:
-    """Return the message of this class that the bytes are.
+    """Return the message of this class that the bytes are; the caller has bounded what they can become.
 
     Raises:
         InvalidRequest: they are none.
@@ -80,6 +81,21 @@ def parse(kind: Any, received: bytes) -> Any:
         return kind.FromString(received)
     except DecodeError as error:
         raise InvalidRequest(f"the message is no valid {kind.DESCRIPTOR.full_name}") from error
+
+
+def parse_short(kind: Any, received: bytes, *, most_bytes: int = MOST_SHORT_BYTES) -> Any:
+    """Return the message of this class that the bytes are; for methods whose messages are never long.
+
+    A parser may make a hundred times the bytes of it, while everything else waits.
+
+    Raises:
+        RequestTooLarge: there are more bytes than that.
+        InvalidRequest: they are none.
+    """
+    if len(received) > most_bytes:
+        name = kind.DESCRIPTOR.full_name
+        raise RequestTooLarge(f"the {name} has {len(received)} bytes; {most_bytes} are the most")
+    return parse(kind, received)
 
 
 def chosen_code(error: ServingError) -> str | None:

@@ -285,6 +285,7 @@ class _Messages:
         """Hold nothing any more."""
         self._listener.held_bytes -= sum(self._held)
         self._held.clear()
+        self.fault = None  # which has been told, and keeps the frames that it came through
 
     async def _read(self) -> bytes | None:
         """Return the next message, None where they end."""
@@ -327,8 +328,10 @@ class _Method:
         self._path = f"/{service.name}/{name}"
         self._counted = counted
 
-    async def serve(self, context: Any, work: Callable[[Call, _Messages], Awaitable[_Answer]]) -> _Answer:
-        """Do the work of a call, and return what it returns."""
+    async def serve(
+        self, context: Any, work: Callable[[Call, _Messages], Awaitable[_Answer]]
+    ) -> _Answer | None:
+        """Do the work of a call, and return what it returns; None if it was aborted."""
         listener = self._listener
         begin = time.monotonic()
         call, messages = _call(context, begin), _Messages(listener, context)
@@ -350,9 +353,11 @@ class _Method:
                 status = _STATUSES["DEADLINE_EXCEEDED"]
             ms = int((end - begin) * 1000)
             listener.access(call.peer, "POST", self._path, "HTTP/2.0", status, ms)
-        # Its id leads to what the log says.
-        await context.abort(grpc.StatusCode[code], _short(text), (("x-request-id", call.id),))
-        raise AssertionError("abort raises")
+        try:  # its id leads to what the log says
+            await context.abort(grpc.StatusCode[code], _short(text), (("x-request-id", call.id),))
+        except grpc.aio.AbortError as aborted:  # gRPC keeps it with the call: it is not to keep the call
+            aborted.with_traceback(None)
+        return None
 
     def _spell(self, error: Exception, call: Call) -> tuple[str, str]:
         if not isinstance(error, ServingError):
@@ -371,7 +376,7 @@ def _unary_handler(method: _Method, function: Unary) -> Any:
     async def work(call: Call, messages: _Messages) -> bytes:
         return await function(await messages.only(), call)
 
-    async def answer(_messages: object, context: Any) -> bytes:
+    async def answer(_messages: object, context: Any) -> bytes | None:
         return await method.serve(context, work)
 
     return grpc.stream_unary_rpc_method_handler(answer)
@@ -382,9 +387,7 @@ def _stream_handler(method: _Method, function: Stream) -> Any:
 
     async def converse(_messages: object, context: Any) -> None:
         async def work(call: Call, messages: _Messages) -> None:
-            async with aclosing(
-                function(messages, call)
-            ) as answers:  # what a client has left is not to run on
+            async with aclosing(function(messages, call)) as answers:  # it ends with its client
                 async for answer in answers:
                     await context.write(answer)
                     messages.answered()
@@ -425,10 +428,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.http2.min_ping_interval_without_data_ms", _FEWEST_MS_BETWEEN_PINGS),
         ("grpc.keepalive_permit_without_calls", 1),
-        (
-            "grpc.keepalive_time_ms",
-            int(limits.keepalive_s * 1000),
-        ),  # then a silent client is asked for a sign
+        ("grpc.keepalive_time_ms", int(limits.keepalive_s * 1000)),  # then a client is asked for a sign
         ("grpc.max_concurrent_streams", _MOST_STREAMS),
         # It refuses a call that takes the place of one that has just been answered.
         ("grpc.http.overload_protection", 0),

@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf.descriptor_pool import DescriptorPool
 
 from mms_lite.errors import ModelNotFound, ServingError
-from mms_lite.frontends.call import Call, RpcService, Stream, Unary, parse
+from mms_lite.frontends.call import Call, RpcService, Stream, Unary, parse_short
 from mms_lite.protos import files, message, with_imports
 
 _WATCH_S = 1.0
@@ -50,7 +50,7 @@ class Health:
         return message("grpc.health.v1.HealthCheckResponse")(status=status)
 
     async def _check(self, body: bytes, call: Call) -> bytes:
-        service = parse(message("grpc.health.v1.HealthCheckRequest"), body).service
+        service = parse_short(message("grpc.health.v1.HealthCheckRequest"), body).service
         if service not in self._known:
             raise ModelNotFound("unknown service")
         return bytes(self._status(service).SerializeToString())
@@ -64,7 +64,7 @@ class Health:
     async def _watch(self, messages: AsyncIterator[bytes], call: Call) -> AsyncGenerator[bytes, None]:
         """Yield the status now and whenever it has changed. It is looked at: nothing tells of a change."""
         async for body in messages:
-            service = parse(message("grpc.health.v1.HealthCheckRequest"), body).service
+            service = parse_short(message("grpc.health.v1.HealthCheckRequest"), body).service
             last = None
             while True:
                 status = self._status(service)
@@ -94,7 +94,7 @@ class Reflection:
         for file in (file for service in self.services for file in service.files):
             pool.AddSerializedFile(file)  # the same file once more changes nothing
         async for body in messages:
-            request = parse(message(f"{self._package}.ServerReflectionRequest"), body)
+            request = parse_short(message(f"{self._package}.ServerReflectionRequest"), body)
             response = message(f"{self._package}.ServerReflectionResponse")(
                 valid_host=request.host, original_request=request
             )

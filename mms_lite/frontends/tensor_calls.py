@@ -13,6 +13,7 @@ from typing import Any
 
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import BadTensor, HandlerError
+from mms_lite.shared import SharedBytes
 from mms_lite.tensors import pack, to_array
 from mms_lite.types import BYTES, InferRequest, InferResponse, ModelSpec, Signature, Tensor, TensorSpec
 
@@ -22,6 +23,7 @@ _SHOWN = 2000  # characters of what a handler says with an error
 _MOST_AXES = 32  # numpy's own limit before 2.0
 _MOST_ELEMENTS = 1 << 40
 MOST_INPUTS = 1024  # of a model that takes them under any name
+MOST_OUTPUTS = 1024  # that a request may name: what a model of bodies has is known by its answer alone
 _MOST_PARTS = 8192  # of the bodies of one request together
 
 
@@ -101,7 +103,7 @@ def _bodies(request: InferRequest) -> list[InferRequest]:
     Raises:
         BadTensor: inputs have different numbers of bodies, or none.
     """
-    parts = [[_part(tensor, each) for each in to_array(tensor).reshape(-1)] for tensor in request.inputs]
+    parts = [[_part(tensor, each) for each in _elements(tensor)] for tensor in request.inputs]
     counts = {len(each) for each in parts}
     if len(counts) != 1 or 0 in counts:
         raise BadTensor("the model takes one body or more, and of each input as many")
@@ -111,6 +113,13 @@ def _bodies(request: InferRequest) -> list[InferRequest]:
         replace(request, id=f"{request.id}-{index}", inputs=inputs, outputs=None)
         for index, inputs in enumerate(zip(*parts, strict=True))
     ]
+
+
+def _elements(tensor: Tensor) -> Any:
+    """Return the bodies of an input, which are copied out of shared memory."""
+    if isinstance(tensor.data, SharedBytes):
+        tensor = replace(tensor, data=tensor.data.view)
+    return to_array(tensor).reshape(-1)
 
 
 def _part(tensor: Tensor, body: bytes) -> Tensor:
@@ -125,8 +134,8 @@ async def _all(calls: Sequence[Coroutine[Any, Any, InferResponse]]) -> list[Infe
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
+        while tasks:  # none is kept: a task has its error, and that this frame
+            tasks.pop().cancel()
 
 
 def _joined(answers: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,7 +20,7 @@ from google.protobuf import descriptor_pool
 from mms_lite.errors import ModelNotFound, ServingError
 from mms_lite.frontends.call import Call, Stream, Unary
 from mms_lite.frontends.message import Limits
-from mms_lite.frontends.rpc import GrpcListener
+from mms_lite.frontends.rpc import GrpcListener, _Messages
 from mms_lite.protos import files, message
 
 HEALTH, LOOK = "grpc.health.v1.Health", "ServerReflection/ServerReflectionInfo"
@@ -317,6 +318,29 @@ async def test_a_message_that_does_not_come_is_not_waited_for(bench: Bench) -> N
     talk.cancel()
 
 
+async def test_a_call_that_fails_leaves_nothing_behind(
+    bench: Bench, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    def open_calls() -> int:
+        return sum(type(each) is _Messages for each in gc.get_objects())
+
+    channel = await bench.serve(idle_s=0.05, max_tensor_request_size=1000)
+    gc.collect()
+    gc.disable()  # what gRPC has of a call is the message too
+    try:
+        talk = channel.stream_stream(CHAT)(timeout=LIMIT_S)
+        await talk.write(b"one")
+        assert await talk.read() == b"ONE"
+        await error_of(ask(channel, FAIL))
+        await error_of(channel.stream_unary(ECHO)(timeout=LIMIT_S))  # it sends nothing
+        await wait_until(lambda: open_calls() == 1, "failed calls to be forgotten", 3)
+        await bench.listeners[0].drain(LIMIT_S)
+        await error_of(talk.read())
+        await wait_until(lambda: not open_calls(), "the stream to be forgotten", 3)
+    finally:
+        gc.enable()
+
+
 async def test_a_call_without_a_message_is_an_error(bench: Bench) -> None:
     call = (await bench.serve()).stream_unary(ECHO)(timeout=LIMIT_S)
     await call.done_writing()
@@ -535,3 +559,13 @@ async def test_a_tool_finds_services_and_their_messages(bench: Bench, package: s
 async def test_bytes_that_are_no_message_are_an_invalid_argument(bench: Bench) -> None:
     error = await error_of(ask(await bench.serve(), f"/{HEALTH}/Check", b"\xff"))
     assert name_of(error) == "INVALID_ARGUMENT"
+
+
+async def test_what_tells_of_the_server_reads_no_long_message(bench: Bench) -> None:
+    channel = await bench.serve()
+    long = message("grpc.health.v1.HealthCheckRequest")(service="s" * (128 << 10)).SerializeToString()
+    assert name_of(await error_of(ask(channel, f"/{HEALTH}/Check", long))) == "RESOURCE_EXHAUSTED"
+    watch = channel.unary_stream(f"/{HEALTH}/Watch")(long, timeout=LIMIT_S)
+    assert name_of(await error_of(watch.read())) == "RESOURCE_EXHAUSTED"
+    with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+        await reflected(channel, "grpc.reflection.v1", file_by_filename="f" * (128 << 10))

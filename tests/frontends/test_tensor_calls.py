@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from forgetting import Received, forgotten
 
 from mms_lite.errors import BadTensor, HandlerError, ModelNotFound
 from mms_lite.frontends.tensor_calls import infer, interface
@@ -101,6 +102,18 @@ async def test_one_bad_body_fails_the_request(model: Callable[..., Any], inline:
     with pytest.raises(HandlerError):
         await infer(inline.engine, request("upper", bodies("body", b"good", b"", b"good")))
     assert elements(await infer(inline.engine, request("upper", bodies("body", b"good")))) == [b"g"]
+
+
+async def test_bodies_that_fail_leave_nothing_behind(
+    model: Callable[..., Any], inline: Any, wait_until: Callable[..., Any]
+) -> None:
+    await model("upper", UPPER.replace('each["body"].upper()', "None"))
+
+    async def ask(sent: Received) -> None:
+        await infer(inline.engine, request("upper", Tensor("body", BYTES, (2,), sent)))
+
+    code = await forgotten(lambda: Received(pack([b"one", b"two"])), ask, wait_until)
+    assert code == "handler_error"
 
 
 async def test_an_unknown_model(inline: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import orjson
 
 from mms_lite import json_arrays
 from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, Unsupported
-from mms_lite.frontends.kserve.errors import of_request
+from mms_lite.frontends import json_bodies
+from mms_lite.frontends.kserve.errors import of_request, shown
 from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import RequestedOutput
 from mms_lite.frontends.tensor_calls import check_shape
@@ -39,6 +41,8 @@ _ONE_SOURCE = (
     "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters',"
     " 'shared_memory_region' in 'parameters'."
 )
+_FOLLOWED = re.compile("utf-8|after document|extra data", re.IGNORECASE)  # how parsers find what is no JSON
+_HINT = "; if tensors follow the JSON, the header Inference-Header-Content-Length must tell the JSON's length"
 _MOST_LENGTH = 2**63 - 1
 _MOST_DIGITS = 15  # of a header's length
 # For `struct`, which takes no text, no fraction for an integer and nothing too large; but true as 1.
@@ -78,9 +82,9 @@ def read_header_length(text: str | None, size: int) -> int:
         return size
     digits = text.strip()
     if not digits.removeprefix("-").isdecimal() or not digits.isascii():
-        raise InvalidRequest(f"Unable to parse Inference-Header-Content-Length, got: {text}")
+        raise InvalidRequest(f"Unable to parse Inference-Header-Content-Length, got: {shown(text)}")
     if len(digits) > _MOST_DIGITS or not 0 <= int(digits) <= size:
-        raise InvalidRequest(f"inference header size should be in range (0, {size}), got: {text}")
+        raise InvalidRequest(f"inference header size should be in range (0, {size}), got: {shown(text)}")
     return int(digits)
 
 
@@ -89,15 +93,17 @@ def read(body: Body, header_length: int, expected: Expected) -> Asked:
 
     Raises:
         InvalidRequest: it is not one, or has too many inputs; the message names the input.
+        RequestTooLarge: its JSON is more than is read.
     """
     view = body.view if isinstance(body, SharedBytes) else memoryview(body)
     try:
-        head = json_arrays.loads(view[:header_length])
+        head = json_bodies.loads(view[:header_length])
     except ValueError as error:
-        raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from error
+        hint = _HINT if header_length == len(body) and _FOLLOWED.search(str(error)) else ""
+        raise InvalidRequest(f"failed to parse the request JSON buffer: {error}{hint}") from error
     if type(head) is not dict:
         raise InvalidRequest("failed to parse the request JSON buffer: it is not an object")
-    name = head.get("id", "")
+    name = "" if head.get("id") is None else head["id"]
     if type(name) is not str or _is_broken(name):
         raise InvalidRequest("Unable to parse 'id'")
     inputs = head.get("inputs")
@@ -110,11 +116,11 @@ def read(body: Body, header_length: int, expected: Expected) -> Asked:
     except BadTensor as error:
         raise of_request(error, name) from error
     parts.check_end()
-    parameters = _parameters(head)
-    binary = parameters.get("binary_data_output", False)
+    given = parameters(head)
+    binary = given.get("binary_data_output", False)
     if type(binary) is not bool:
         raise InvalidRequest("Unable to parse 'binary_data_output'")
-    return Asked(name, read_inputs, _read_outputs(head.get("outputs")), parameters, binary)
+    return Asked(name, read_inputs, _read_outputs(head.get("outputs")), given, binary)
 
 
 def _is_broken(text: str) -> bool:
@@ -178,26 +184,28 @@ def _read_name(described: Any, what: str) -> str:
 
 
 def _read_input(described: dict[str, Any], parts: _Parts, *, alone: bool) -> Tensor:
-    name, datatype = described["name"], described.get("datatype")
+    name, datatype = shown(described["name"]), described.get("datatype")
     if type(datatype) is not str or datatype not in DTYPES:
         raise InvalidRequest(f"invalid datatype for input {name}")
     shape = _read_shape(described.get("shape"), name)
-    parameters = _parameters(described)
-    kind = parameters.get(_KIND, "")
+    given = parameters(described)
+    kind = given.get(_KIND, "")
     if type(kind) is not str:
         raise InvalidRequest(f"Unable to parse 'content_type' of input '{name}'")
-    if "shared_memory_region" in parameters:
+    if "shared_memory_region" in given:
         raise Unsupported(f"input '{name}' is in shared memory, which this server does not read")
-    size = parameters.get(_SIZE)
+    size = given.get(_SIZE)
+    data: bytes | memoryview | SharedBytes
     if "data" in described:
         if size is not None:
             raise InvalidRequest(f"{_ONE_SOURCE} But '{name}' set 'data' 'binary_data_size'")
-        return _read_values(name, datatype, shape, described["data"], kind)
+        data = _read_values(TensorSpec(name, datatype, shape), described["data"], kind)
+        return Tensor(described["name"], datatype, shape, data, "" if kind == BASE64 else kind)
     if size is None:
         size = _size_by_shape(name, datatype, shape, parts, alone=alone)
     elif type(size) is not int or size < 0:
         raise InvalidRequest(f"Unable to parse 'binary_data_size' of input '{name}'")
-    return Tensor(name, datatype, shape, parts.take(size, name), kind)
+    return Tensor(described["name"], datatype, shape, parts.take(size, name), kind)
 
 
 def _size_by_shape(name: str, datatype: str, shape: Sequence[int], parts: _Parts, *, alone: bool) -> int:
@@ -221,7 +229,12 @@ def _read_shape(described: Any, name: str) -> tuple[int, ...]:
     return tuple(described)
 
 
-def _parameters(described: dict[str, Any]) -> dict[str, Any]:
+def parameters(described: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a request, an input or an output, if it has any.
+
+    Raises:
+        InvalidRequest: they are no object.
+    """
     found = described.get("parameters")
     if found is None:
         return {}
@@ -240,23 +253,26 @@ def _read_outputs(described: Any) -> list[RequestedOutput]:
 
 def _read_output(described: Any) -> RequestedOutput:
     name = _read_name(described, "output")
-    parameters = _parameters(described)
-    binary, count = parameters.get("binary_data"), parameters.get("classification", 0)
+    given = parameters(described)
+    binary, count = given.get("binary_data"), given.get("classification", 0)
     if binary is not None and type(binary) is not bool:
-        raise InvalidRequest(f"Unable to parse 'binary_data' of output '{name}'")
+        raise InvalidRequest(f"Unable to parse 'binary_data' of output '{shown(name)}'")
     if type(count) is not int or count < 0:
-        raise InvalidRequest(f"Unable to set 'classification' of output '{name}'")
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"output '{name}' is wanted in shared memory, where this server does not write")
+        raise InvalidRequest(f"Unable to set 'classification' of output '{shown(name)}'")
+    if "shared_memory_region" in given:
+        raise Unsupported(
+            f"output '{shown(name)}' is wanted in shared memory, where this server does not write"
+        )
     return RequestedOutput(name, binary, count)
 
 
-def _read_values(name: str, datatype: str, shape: tuple[int, ...], value: Any, kind: str) -> Tensor:
-    """Return an input whose values are in JSON, flat in C order or nested as its shape says.
+def _read_values(spec: TensorSpec, value: Any, kind: str) -> bytes:
+    """Return the data of an input whose values are in JSON, flat in C order or nested as its shape says.
 
     Raises:
         BadTensor: a value is none of the datatype's, or there are more or fewer than the shape has.
     """
+    name, datatype, shape = spec.name, spec.datatype, spec.shape or ()
     if datatype == "BF16":
         raise BadTensor(
             "receiving BF16 data via JSON is not supported. Please use the binary data format for input"
@@ -266,7 +282,7 @@ def _read_values(name: str, datatype: str, shape: tuple[int, ...], value: Any, k
     if packed is not None:
         data, found = packed
     else:  # what is no plain number: slower, and every element is looked at
-        array = json_arrays.to_array(value, TensorSpec(name, datatype, shape))
+        array = json_arrays.to_array(value, spec)
         found = array.shape
         if datatype == BYTES:
             elements = array.reshape(-1)
@@ -278,7 +294,7 @@ def _read_values(name: str, datatype: str, shape: tuple[int, ...], value: Any, k
         raise BadTensor(
             f"Unable to parse 'data' of input '{name}': its shape is {_spelt(found)}, not {_spelt(shape)}"
         )
-    return Tensor(name, datatype, shape, data, "" if kind == BASE64 else kind)
+    return data
 
 
 def _pack_numbers(value: Any, datatype: str) -> tuple[bytes, tuple[int, ...]] | None:
@@ -324,10 +340,6 @@ class Format:
         """Tell whether an output follows the JSON."""
         return self._named.get(name, self._binary)
 
-    def json_bytes(self, answer: InferResponse) -> int:
-        """Return the size of the tensors that become JSON."""
-        return sum(len(each.data) for each in answer.outputs if not self.is_binary(each.name))
-
 
 def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
     """Return the pieces of an answer's body, and the length of its JSON if tensors follow it.
@@ -345,17 +357,17 @@ def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
             "shape": tensor.shape,
         }
         outputs.append(described)
-        parameters: dict[str, Any] = {_KIND: tensor.content_type} if tensor.content_type else {}
+        told: dict[str, Any] = {_KIND: tensor.content_type} if tensor.content_type else {}
         if how.is_binary(tensor.name):
             followed = True
-            parameters[_SIZE] = _size(tensor)
+            told[_SIZE] = _size(tensor)
             pieces.append(tensor.data)
         elif tensor.datatype == BYTES:
-            described["data"] = _texts(tensor, parameters)
+            described["data"] = _texts(tensor, told)
         else:
             described["data"] = _numbers(tensor)
-        if parameters:
-            described["parameters"] = parameters
+        if told:
+            described["parameters"] = told
     head: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": outputs}
     if answer.id:
         head["id"] = answer.id
@@ -381,15 +393,15 @@ def _numbers(tensor: Tensor) -> orjson.Fragment:
     return orjson.Fragment(json_arrays.encode(np.frombuffer(tensor.data, DTYPES[tensor.datatype])))
 
 
-def _texts(tensor: Tensor, parameters: dict[str, Any]) -> list[str]:
-    """Return a BYTES tensor's elements as text; `parameters` then tell if they had to become base64."""
+def _texts(tensor: Tensor, told: dict[str, Any]) -> list[str]:
+    """Return a BYTES tensor's elements as text; the parameters `told` say if they had to become base64."""
     elements = to_array(tensor).reshape(-1)
     try:
         return [each.decode("utf-8") for each in elements]
     except UnicodeDecodeError:
-        if _KIND in parameters:
-            parameters["media_type"] = parameters[_KIND]
-        parameters[_KIND] = BASE64
+        if _KIND in told:
+            told["media_type"] = told[_KIND]
+        told[_KIND] = BASE64
         return [base64.b64encode(each).decode("ascii") for each in elements]
 
 

@@ -17,6 +17,8 @@ from mms_lite.errors import (
 from mms_lite.frontends.call import chosen_code
 
 _NO_ID = "<id_unknown>"
+_MOST_LETTERS = 80
+_LONGEST_NAME = 255  # of a folder, and so of a model
 
 # code of the error -> HTTP status and name of the gRPC status
 ERRORS: dict[str, tuple[int, str]] = {
@@ -60,15 +62,20 @@ def grpc_status(error: ServingError) -> str:
     return chosen_code(error) or ERRORS.get(error.code, ERRORS["internal"])[1]
 
 
+def shown(text: str) -> str:
+    """Return as much of a client's text as is told in a message."""
+    return text[:_MOST_LETTERS]
+
+
 def of_lookup(error: ServingError, name: str, version: str | None) -> ServingError:
     """Return what is said of a model or version that is not there, or not ready."""
-    asked = f"Request for unknown model: '{name}'"
+    asked = f"Request for unknown model: '{name[:_LONGEST_NAME]}'"
     if isinstance(error, VersionNotFound) and version is not None:
-        return VersionNotFound(f"{asked} version {version} is not found", **error.details)
+        return VersionNotFound(f"{asked} version {shown(version)} is not found", **error.details)
     if isinstance(error, ModelNotFound):
         return ModelNotFound(f"{asked} is not found", **error.details)
     if isinstance(error, ModelNotReady):
-        which = "" if version is None else f" version {version}"
+        which = "" if version is None else f" version {shown(version)}"
         return ModelNotReady(f"{asked}{which} is not at ready state: {error.message}", **error.details)
     return error
 
@@ -76,5 +83,5 @@ def of_lookup(error: ServingError, name: str, version: str | None) -> ServingErr
 def of_request(error: ServingError, request_id: str) -> ServingError:
     """Return an error of a request's own, which names the request; others are returned as they are."""
     if isinstance(error, (BadTensor, QueueFull)):
-        return type(error)(f"[request id: {request_id or _NO_ID}] {error.message}", **error.details)
+        return type(error)(f"[request id: {shown(request_id) or _NO_ID}] {error.message}", **error.details)
     return error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mms_lite.errors import BadTensor
-from mms_lite.frontends.tensor_calls import MOST_INPUTS, visible
+from mms_lite.frontends.tensor_calls import MOST_INPUTS, MOST_OUTPUTS, visible
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack
 from mms_lite.types import BYTES, ModelSpec, Signature, Tensor, TensorSpec
@@ -101,8 +101,10 @@ class Expected:
         """Check the names of the outputs that a request wants.
 
         Raises:
-            BadTensor: one is unknown, or is there twice.
+            BadTensor: there are too many; one is unknown, or is there twice.
         """
+        if len(names) > MOST_OUTPUTS:
+            raise BadTensor(f"a request wants at most {MOST_OUTPUTS} outputs, got {len(names)}")
         seen: set[str] = set()
         for name in names:
             if name in seen:

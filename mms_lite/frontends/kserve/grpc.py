@@ -13,7 +13,8 @@ from google.protobuf import json_format
 
 from mms_lite import protos
 from mms_lite.errors import ModelNotFound, ServingError, Unsupported
-from mms_lite.frontends.call import Call, Stream, Unary, parse
+from mms_lite.frontends.call import Call, Stream, Unary, parse_short
+from mms_lite.frontends.fields import lift, value
 from mms_lite.frontends.kserve import infer_messages
 from mms_lite.frontends.kserve.errors import grpc_status
 from mms_lite.frontends.kserve.infer_messages import Question, parameters
@@ -23,12 +24,15 @@ from mms_lite.frontends.message import Buffer
 _PROTOCOL = "kserve-grpc"  # as requests are counted
 _MOST_OPEN = 64  # requests of a stream at a time: what comes then waits in the connection
 _MOST_OPEN_BYTES = 64 << 20  # of theirs together, but for one
+_MOST_LOAD_BYTES = 1 << 20  # of a message that loads a model, besides its files
+_FILES = (3, 2, 4)  # RepositoryModelLoadRequest.parameters, its value, ModelRepositoryParameter.bytes_param
+_LOAD = protos.message("inference.RepositoryModelLoadRequest")
+_LOADED = protos.message("inference.RepositoryModelLoadResponse")
+_LOG_FIELDS = {bool: "bool_param", int: "uint32_param", str: "string_param"}
 
 Json = dict[str, Any]
 _Method = Callable[[Any, Call], Awaitable[Json]]
-
-
-_LOG_FIELDS = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+_Open = tuple[Question, "asyncio.Task[list[Buffer]]"]
 
 
 class InferenceService:
@@ -49,7 +53,6 @@ class InferenceService:
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
-            "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
             "SystemSharedMemoryStatus": _region_status,
             "SystemSharedMemoryRegister": _unsupported("shared memory of clients"),
@@ -61,6 +64,7 @@ class InferenceService:
             "LogSettings": self._log_settings,
         }
         self.unary: dict[str, Unary] = {name: _unary(name, method) for name, method in methods.items()}
+        self.unary["RepositoryModelLoad"] = self._load
         self.unary["ModelInfer"] = self._model_infer
 
     def spell(self, error: ServingError, method: str) -> tuple[str, str]:
@@ -95,10 +99,17 @@ class InferenceService:
         _check_repository(asked)
         return {"models": await self._service.repository_index(only_ready=asked.ready)}
 
-    async def _load(self, asked: Any, call: Call) -> Json:
+    async def _load(self, received: bytes, call: Call) -> bytes:
+        self._service.authorise(call.as_http)  # nothing of others is read
+        rest, files = lift(received, _FILES)
+        asked = parse_short(_LOAD, rest, most_bytes=_MOST_LOAD_BYTES)
         _check_repository(asked)
-        await self._service.load(asked.model_name, parameters(asked.parameters), call.as_http)
-        return {}
+        given = parameters(asked.parameters)
+        for name, each in given.items():
+            if isinstance(each, bytes):
+                given[name] = bytes(value(each, files))
+        await self._service.load(asked.model_name, given, call.as_http)
+        return bytes(_LOADED().SerializeToString())
 
     async def _unload(self, asked: Any, call: Call) -> Json:
         _check_repository(asked)
@@ -136,6 +147,7 @@ class InferenceService:
             await reading
         finally:
             await _end([reading, *opened.answers()])
+            del reading  # as in `_Opened.answer`
 
     async def _open(self, received: AsyncIterator[bytes], call: Call, opened: _Opened) -> None:
         """Read a stream's requests in order and begin to answer each; none that waits is lost on an error."""
@@ -161,14 +173,13 @@ class InferenceService:
             if question.request is None:
                 raise question.error or ServingError("the request was not read")
             response = await self._service.infer(question.request, question.wanted, call_id=call.id)
+            pieces = infer_messages.write(response)
         except ServingError as error:
+            question.error = None  # it has this frame, and so the question
             count(question.model, question.version, _PROTOCOL, grpc_status(error))
             raise
         count(response.model, response.version, _PROTOCOL, "OK")
-        return infer_messages.write(response)
-
-
-_Open = tuple[Question, "asyncio.Task[list[Buffer]]"]
+        return pieces
 
 
 class _Opened:
@@ -212,7 +223,9 @@ class _Opened:
             if ends_by_error:
                 raise
             said = infer_messages.error_in_stream(error, question)
-        self._current = None
+        finally:  # an error has this frame, and its task the error
+            self._current = None
+            del answer
         self._count -= 1
         self._bytes -= question.size
         self._room.set()
@@ -242,7 +255,7 @@ def _unary(name: str, method: _Method) -> Unary:
     response = protos.message(f"inference.{name}Response")
 
     async def answer(received: bytes, call: Call) -> bytes:
-        said = await method(parse(request, received), call)
+        said = await method(parse_short(request, received), call)
         return bytes(json_format.ParseDict(said, response()).SerializeToString())
 
     return answer

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from mms_lite import protos
-from mms_lite.errors import InvalidRequest, ServingError, Unsupported
+from mms_lite.errors import HandlerError, InvalidRequest, ServingError, Unsupported
 from mms_lite.frontends.call import Call, parse
 from mms_lite.frontends.fields import LEAST_BYTES, field, lift, lighten, value
 from mms_lite.frontends.kserve.service import RequestedOutput
 from mms_lite.frontends.message import Buffer
-from mms_lite.frontends.tensor_calls import MOST_INPUTS, check_shape
+from mms_lite.frontends.tensor_calls import MOST_INPUTS, MOST_OUTPUTS, check_shape
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack
 from mms_lite.types import InferRequest, InferResponse, Tensor
@@ -100,12 +100,23 @@ async def read(received: bytes, call: Call) -> Question:
         else:
             await asyncio.to_thread(_fill_at_length, question, rest, lifted, call)
     except ServingError as error:
-        question.error = error
+        question.error = error.with_traceback(None)  # which has this frame, and so the question
     return question
 
 
 def write(response: InferResponse) -> list[Buffer]:
-    """Return the pieces of a serialized ModelInferResponse; all tensors are raw."""
+    """Return the pieces of a serialized ModelInferResponse; all tensors are raw.
+
+    Raises:
+        HandlerError: a name or text of the answer is no valid Unicode.
+    """
+    try:
+        return _written(response)
+    except UnicodeEncodeError as error:
+        raise HandlerError("the model's answer has names or texts that are no valid Unicode") from error
+
+
+def _written(response: InferResponse) -> list[Buffer]:
     message = _RESPONSE(model_name=response.model, model_version=response.version, id=response.id)
     for name, each in response.parameters.items():
         _set_parameter(message.parameters[name], each)
@@ -127,7 +138,8 @@ def in_stream(pieces: Sequence[Buffer]) -> list[Buffer]:
 
 def error_in_stream(error: ServingError, question: Question) -> bytes:
     """Return the ModelStreamInferResponse that says why a request of a stream failed."""
-    message = _STREAM_RESPONSE(error_message=error.message)
+    said = error.message.encode("utf-8", "replace").decode()  # such as half of a pair, in a handler's text
+    message = _STREAM_RESPONSE(error_message=said)
     about = message.infer_response
     about.id, about.model_name, about.model_version = question.id, question.model, question.version or ""
     about.parameters[_FINAL].bool_param = True
@@ -151,6 +163,8 @@ def _fill(question: Question, rest: bytes, lifted: _Lifted, call: Call) -> None:
     given = parameters(asked.parameters) if asked.parameters else {}
     if not isinstance(given.pop(_EMPTY_FINAL, False), bool):  # a model that answers once has no empty answer
         raise InvalidRequest(f"invalid value type for '{_EMPTY_FINAL}' parameter, expected bool_param.")
+    if len(asked.outputs) > MOST_OUTPUTS:
+        raise InvalidRequest(f"a request wants at most {MOST_OUTPUTS} outputs, got {len(asked.outputs)}")
     question.wanted = [_wanted(each) for each in asked.outputs] or None
     question.request = InferRequest(
         asked.id, asked.model_name, version, _inputs(asked, lifted), None, given, call.metadata, call.deadline

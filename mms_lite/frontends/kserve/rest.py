@@ -9,29 +9,25 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import orjson
 
 from mms_lite.errors import InvalidRequest, RequestTooLarge, ServingError, Unsupported
+from mms_lite.frontends import json_bodies
 from mms_lite.frontends.kserve import codec, compression
-from mms_lite.frontends.kserve.errors import http_status
+from mms_lite.frontends.kserve.errors import http_status, shown
 from mms_lite.frontends.kserve.service import KServeService, asked_version
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits, deadline, retry_after_s
 from mms_lite.shared import SharedBytes
 from mms_lite.types import InferRequest, InferResponse
 
 PROTOCOL = "kserve-rest"  # in the metrics
-_LONG_JSON_BYTES = 128 << 10  # 40,000 texts without a letter: some milliseconds
-_MOST_JSON_BYTES = 16 << 20  # as Python's objects it is ten to twenty times as large
-_MOST_READERS = 2  # of long JSON at a time, which would but wait for each other
-_LONG_TENSOR_BYTES = 1 << 18  # of which a megabyte of JSON becomes
+_MOST_ASKED_BYTES = 128 << 10  # where an object has few keys, and no tensor
 _OURS = ("content-", "inference-header-", "transfer-")  # headers of an answer that no handler sets
-_T = TypeVar("_T")
 _JSON = ("Content-Type", "application/json")
 _BINARY = ("Content-Type", "application/octet-stream")
 
@@ -114,12 +110,11 @@ def _of_shared_memory(rest: list[str]) -> _Route | None:
 class KServeRest:
     """The protocol on one HTTP address, below /v2."""
 
-    def __init__(self, service: KServeService, limits: Limits) -> None:
+    def __init__(self, service: KServeService, limits: Limits, readers: json_bodies.Readers) -> None:
         self._service = service
         self._limits = limits
         self._unpacked = compression.Unpacked(limits.max_bytes_in_flight)
-        # Threads of their own and no semaphore: a client that leaves does not end the thread that reads.
-        self._readers = ThreadPoolExecutor(_MOST_READERS, "kserve-json")
+        self._readers = readers
         self._verbs: dict[str, Callable[[HttpRequest, _Route], Awaitable[HttpResponse]]] = {
             "server_metadata": self._server_metadata,
             "server_live": self._server_live,
@@ -204,14 +199,7 @@ class KServeRest:
         if header is not None and not length:
             inputs = [self._service.raw_input(route.model, route.version, body)]
             return codec.Asked("", inputs, [], {}, binary=True)
-        if length > _MOST_JSON_BYTES:
-            raise RequestTooLarge(
-                f"The JSON of a request is larger than the limit of {_MOST_JSON_BYTES} bytes: send large"
-                " tensors in binary (binary tensor data extension)."
-            )
-        if length > _LONG_JSON_BYTES:
-            return await self._in_reader(codec.read, body, length, expected)
-        return codec.read(body, length, expected)
+        return await self._readers.read(length, codec.read, body, length, expected)
 
     async def _body(self, request: HttpRequest, share: compression.Share, most_bytes: int) -> codec.Body:
         encoding = request.header("content-encoding")
@@ -230,12 +218,7 @@ class KServeRest:
             body = await self._body(request, share, most_bytes)
             if len(body) > most_bytes:
                 raise RequestTooLarge(f"The request's body is larger than the limit of {most_bytes} bytes.")
-            long = len(body) > _LONG_JSON_BYTES
-            return await self._in_reader(_read_object, body) if long else _read_object(body)
-
-    async def _in_reader(self, read: Callable[..., _T], body: codec.Body, *more: Any) -> _T:
-        """Read a body in a thread, which keeps it, and so its place in shared memory, until it has done."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read, body, *more)
+            return await self._readers.read(len(body), _read_object, body)
 
     async def _server_metadata(self, request: HttpRequest, route: _Route) -> HttpResponse:
         return _json(self._service.server_metadata())
@@ -265,20 +248,20 @@ class KServeRest:
         return _json(self._service.statistics(route.model, route.version))
 
     async def _index(self, request: HttpRequest, route: _Route) -> HttpResponse:
-        only_ready = (await self._object(request, _LONG_JSON_BYTES)).get("ready", False)
+        only_ready = (await self._object(request, _MOST_ASKED_BYTES)).get("ready", False)
         if type(only_ready) is not bool:
             raise InvalidRequest("Invalid value for 'ready': expected a boolean")
         return _json(await self._service.repository_index(only_ready=only_ready))
 
     async def _load(self, request: HttpRequest, route: _Route) -> HttpResponse:
         self._service.authorise(request)  # nothing of others is read
-        given = _parameters(await self._object(request, self._limits.max_tensor_request_size))
+        given = codec.parameters(await self._object(request, self._limits.max_tensor_request_size))
         await self._service.load(route.model, await asyncio.to_thread(_with_files, given), request)
         return HttpResponse(200, [_JSON])
 
     async def _unload(self, request: HttpRequest, route: _Route) -> HttpResponse:
         self._service.authorise(request)
-        given = _parameters(await self._object(request, _LONG_JSON_BYTES))
+        given = codec.parameters(await self._object(request, _MOST_ASKED_BYTES))
         await self._service.unload(route.model, given, request)
         return HttpResponse(200, [_JSON])
 
@@ -306,9 +289,11 @@ _NOT_DONE = {
 }
 
 
-def protocol(service: KServeService, limits: Limits) -> KServeRest:
+def protocol(
+    service: KServeService, limits: Limits, readers: json_bodies.Readers | None = None
+) -> KServeRest:
     """Return the protocol of an HTTP address, for paths that begin with /v2."""
-    return KServeRest(service, limits)
+    return KServeRest(service, limits, readers or json_bodies.Readers())
 
 
 def spell(error: ServingError) -> HttpResponse:
@@ -336,7 +321,7 @@ async def _write(answer: InferResponse, how: codec.Format, request: HttpRequest)
     Raises:
         ServingError: it cannot be written.
     """
-    if how.json_bytes(answer) > _LONG_TENSOR_BYTES:
+    if json_bodies.is_long([each for each in answer.outputs if not how.is_binary(each.name)]):
         pieces, header_length = await asyncio.to_thread(codec.write, answer, how)
     else:
         pieces, header_length = codec.write(answer, how)
@@ -357,8 +342,9 @@ def _read_object(body: codec.Body) -> dict[str, Any]:
     """
     if not len(body):
         return {}
-    try:
-        found = orjson.loads(body.view if isinstance(body, SharedBytes) else body)
+    text = body.view if isinstance(body, SharedBytes) else memoryview(body)
+    try:  # files are long texts, of which nothing is made but bytes
+        found = json_bodies.loads(text, most_cost=json_bodies.MOST_COST + len(text))
     except ValueError as error:
         raise InvalidRequest(f"failed to parse the request JSON buffer: {error}") from error
     if type(found) is not dict:
@@ -372,13 +358,6 @@ def _answer_headers(header_length: int | None) -> list[tuple[str, str]]:
     return [_BINARY, ("Inference-Header-Content-Length", str(header_length))]
 
 
-def _parameters(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = described.get("parameters", {})
-    if type(found) is not dict:
-        raise InvalidRequest("Unable to parse 'parameters': it is not an object")
-    return found
-
-
 def _with_files(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters of a load, files as bytes.
 
@@ -390,5 +369,5 @@ def _with_files(given: Mapping[str, Any]) -> dict[str, Any]:
         try:
             read[name] = base64.b64decode(value, validate=True) if name.startswith("file:") else value
         except (binascii.Error, TypeError, ValueError) as error:
-            raise InvalidRequest(f"parameter '{name}' is not base64: {error}") from error
+            raise InvalidRequest(f"parameter '{shown(name)}' is not base64: {error}") from error
     return read

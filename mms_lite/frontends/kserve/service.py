@@ -10,16 +10,24 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mms_lite.engine.engine import Engine
-from mms_lite.errors import InvalidRequest, ModelNotFound, ModelNotReady, ServingError, VersionNotFound
+from mms_lite.errors import (
+    BadTensor,
+    InvalidRequest,
+    ModelNotFound,
+    ModelNotReady,
+    QueueFull,
+    ServingError,
+    VersionNotFound,
+)
 from mms_lite.frontends import tensor_calls
 from mms_lite.frontends.kserve import models
 from mms_lite.frontends.kserve.classification import classify, read_labels
-from mms_lite.frontends.kserve.errors import of_lookup, of_request
+from mms_lite.frontends.kserve.errors import of_lookup, of_request, shown
 from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.message import HttpRequest, random_id
 from mms_lite.shared import SharedBytes
@@ -107,7 +115,7 @@ class KServeService:
             return True
         except ModelNotReady:
             return False
-        except ServingError as error:
+        except ModelNotFound as error:
             raise _of_lookup(error, name, version) from error
 
     def server_metadata(self) -> dict[str, Any]:
@@ -229,11 +237,8 @@ class KServeService:
             asked = await self._checked(expected, request, wanted or (), call_id)
             answer = await self._ask(asked)
             outputs = await self._outputs(expected, answer.outputs, wanted or ())
-        except ServingError as error:
-            told = of_request(error, request.id)
-            if told is error:
-                raise
-            raise told from error
+        except (BadTensor, QueueFull) as error:  # no name for the new one: it would hold what holds it
+            raise of_request(error, request.id) from error
         # Not `replace`, which takes longer than all the rest here.
         return InferResponse(
             request.id, answer.model, answer.version, outputs, answer.parameters, answer.headers
@@ -249,7 +254,7 @@ class KServeService:
         expected = self.expected(name, version)
         try:
             return expected.raw_input(body)
-        except ServingError as error:
+        except BadTensor as error:
             raise of_request(error, "") from error
 
     async def _ask(self, asked: InferRequest) -> InferResponse:
@@ -288,10 +293,9 @@ class KServeService:
             expected.check(inputs)
         names = [each.name for each in wanted]
         expected.check_outputs(names)
-        if expected.raw:
-            inputs = [_in_place(each) for each in inputs]
         known = names if expected.raw else expected.outputs  # those of raw models, their answers tell
         every = not names or (not expected.raw and len(names) == len(known))
+        chosen = set(names)
         parameters = request.parameters
         deadline = request.deadline
         if parameters:
@@ -304,7 +308,7 @@ class KServeService:
             asked_version(request.version),
             inputs,
             # In the model's order, so that requests for the same outputs can share a batch.
-            None if every else [name for name in known if name in names],
+            None if every else [name for name in known if name in chosen],
             parameters,
             request.headers,
             deadline,
@@ -340,7 +344,7 @@ class KServeService:
     def _interface(self, name: str, version: str | None) -> tuple[ModelSpec, Signature]:
         try:
             return self.engine.interface(name, asked_version(version))
-        except ServingError as error:
+        except (ModelNotFound, ModelNotReady) as error:
             raise _of_lookup(error, name, version) from error
 
 
@@ -353,16 +357,8 @@ def _of_lookup(error: ServingError, name: str, version: str | None) -> ServingEr
     """Return what is said of a version that cannot be looked up; those of Triton are whole numbers."""
     version = asked_version(version)
     if isinstance(error, VersionNotFound) and version is not None and not version.isdecimal():
-        return InvalidRequest(f"failed to get model version from specified version string '{version}'")
+        return InvalidRequest(f"failed to get model version from specified version string '{shown(version)}'")
     return of_lookup(error, name, version)
-
-
-def _in_place(tensor: Tensor) -> Tensor:
-    """Return a tensor of bodies whose data can be read here: each body is copied out of it next."""
-    data = tensor.data
-    if tensor.datatype == BYTES and isinstance(data, SharedBytes):
-        return replace(tensor, data=data.view)
-    return tensor
 
 
 def _elements(tensor: Tensor) -> int:

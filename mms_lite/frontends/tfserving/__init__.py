@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mms_lite.engine.engine import Engine
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.frontends.tfserving.description import paths
 from mms_lite.frontends.tfserving.rest import RestProtocol
@@ -15,6 +16,8 @@ from mms_lite.frontends.tfserving.rest import RestProtocol
 __all__ = ["paths", "protocol"]
 
 
-def protocol(engine: Engine, authorise: Callable[[HttpRequest], None]) -> RestProtocol:
+def protocol(
+    engine: Engine, authorise: Callable[[HttpRequest], None], readers: Readers | None = None
+) -> RestProtocol:
     """Return the protocol over HTTP; `authorise` raises Unauthorized or Forbidden for who may not reload."""
-    return RestProtocol(engine, authorise)
+    return RestProtocol(engine, authorise, readers or Readers())

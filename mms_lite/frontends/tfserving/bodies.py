@@ -6,12 +6,13 @@ Source: "RESTful API", TensorFlow Serving; sentences for what cannot be read are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mms_lite.errors import BadTensor, InvalidRequest, ServingError
-from mms_lite.frontends.tfserving.service import DATATYPES, check_names, check_tensor
-from mms_lite.json_arrays import encode, loads, to_array
+from mms_lite.frontends.json_bodies import loads
+from mms_lite.frontends.tfserving.service import DATATYPES, check_names, check_tensor, shown
+from mms_lite.json_arrays import encode, encode_rows, to_array
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import Array, to_tensor
 from mms_lite.tensors import to_array as array_of
@@ -27,6 +28,7 @@ def read(body: bytearray | SharedBytes, spec: ModelSpec, signature: Signature) -
 
     Raises:
         InvalidRequest: it cannot be read, or does not fit the model.
+        RequestTooLarge: it is more than is read.
     """
     request = _parsed(body.view if isinstance(body, SharedBytes) else body)
     if ("instances" in request) == ("inputs" in request):
@@ -41,7 +43,7 @@ def read(body: bytearray | SharedBytes, spec: ModelSpec, signature: Signature) -
     check_names(named, spec, signature)
     specs = {spec.name: spec for spec in signature.inputs}
     fault = _NO_ROWS if by_row else _NO_COLUMNS
-    return [_tensor(value, _spec(name, specs), fault) for name, value in named.items()], by_row
+    return [_tensor(name, value, _spec(name, specs), fault) for name, value in named.items()], by_row
 
 
 def write(outputs: Sequence[Tensor], *, by_row: bool) -> list[bytes]:
@@ -59,13 +61,10 @@ def write(outputs: Sequence[Tensor], *, by_row: bool) -> list[bytes]:
     if len(arrays) == 1:
         return [key, *(_encoded(name, array) for name, array in arrays.items()), b"}"]
     if by_row:
-        count = next(iter(arrays.values())).shape[0]
-        rows = (
-            {name: array[at : at + 1] for name, array in arrays.items()}  # a row of one, for its brackets
-            for at in range(count)
-        )
-        return [key, b"[", b",".join(_object(row, stripped=True) for row in rows), b"]}"]
-    return [key, _object(arrays, stripped=False), b"}"]
+        columns = [encode_rows(array, as_base64=_as_base64(name)) for name, array in arrays.items()]
+        form = _object((name.replace("%", "%%"), b"%b") for name in arrays)
+        return [key, b"[", b",".join([form % row for row in zip(*columns, strict=True)]), b"]}"]
+    return [key, _object((name, _encoded(name, array)) for name, array in arrays.items()), b"}"]
 
 
 def _parsed(body: bytearray | memoryview) -> dict[str, Any]:
@@ -119,10 +118,10 @@ def _is_object(value: Any) -> bool:
 
 def _spec(name: str, specs: Mapping[str, TensorSpec]) -> TensorSpec:
     """Return what an input is; one that only a model of bodies can have is a body."""
-    return specs.get(name) or TensorSpec(name, BYTES, (-1,))
+    return specs.get(name) or TensorSpec(shown(name), BYTES, (-1,))
 
 
-def _tensor(value: Any, spec: TensorSpec, fault: str) -> Tensor:
+def _tensor(name: str, value: Any, spec: TensorSpec, fault: str) -> Tensor:
     try:
         array = to_array(value, spec)
     except BadTensor as error:
@@ -130,7 +129,7 @@ def _tensor(value: Any, spec: TensorSpec, fault: str) -> Tensor:
     if spec.datatype == BYTES and not array.shape:
         array = array.reshape(1)
     check_tensor(spec, DATATYPES[spec.datatype][2], array.shape)
-    return to_tensor(spec.name, array)
+    return to_tensor(name, array)
 
 
 def _check_rows(arrays: Mapping[str, Array]) -> None:
@@ -150,16 +149,16 @@ def _check_rows(arrays: Mapping[str, Array]) -> None:
         expected = array.shape[0]
 
 
-def _object(arrays: Mapping[str, Array], *, stripped: bool) -> bytes:
-    pairs = []
-    for name, array in arrays.items():
-        text = _encoded(name, array)
-        pairs.append(json.dumps(name).encode() + b":" + (text[1:-1] if stripped else text))
-    return b"{" + b",".join(pairs) + b"}"
+def _object(pairs: Iterable[tuple[str, bytes]]) -> bytes:
+    return b"{" + b",".join([json.dumps(name).encode() + b":" + text for name, text in pairs]) + b"}"
 
 
 def _encoded(name: str, array: Array) -> bytes:
-    return encode(array, as_base64=name.endswith(_BYTES_SUFFIX))
+    return encode(array, as_base64=_as_base64(name))
+
+
+def _as_base64(name: str) -> bool:
+    return name.endswith(_BYTES_SUFFIX)
 
 
 def _unwritable(fault: str) -> ServingError:

@@ -14,7 +14,7 @@ _ERRORS = {
     404: "There is no such model or version.",
     406: "The route does not take this method.",
     412: "The body is no JSON; or the configuration cannot be used.",
-    413: "The body is larger than the limit.",
+    413: "The body, or its JSON, is larger than the limit.",
     415: "The body is encoded.",
     429: "The model's queue is full.",
     500: "The model failed, or its answer cannot be written in this format.",

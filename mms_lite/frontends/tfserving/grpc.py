@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import Any
 from mms_lite.engine.engine import Engine
 from mms_lite.errors import InvalidRequest, ServingError
 from mms_lite.frontends import tensor_calls
-from mms_lite.frontends.call import Call, RpcService, Stream, Unary, parse
+from mms_lite.frontends.call import Call, RpcService, Stream, Unary, parse, parse_short
 from mms_lite.frontends.fields import LEAST_BYTES, lift, lighten
 from mms_lite.frontends.message import Buffer, HttpRequest, Limits
 from mms_lite.frontends.tfserving.service import (
@@ -34,6 +35,7 @@ _TEXTS = (2, 2, 8)  # TensorProto.string_val
 _ADVICE = "Send arrays as tensor_content."
 _OUTPUTS, _MODEL_SPEC = 1, 2  # fields of PredictResponse
 _INLINE_BYTES = 1 << 20  # more of what is not simply passed on is read or written in a thread
+_TEXT_BYTES = 64  # as many as take as long as a text
 _STATES = {"START": 10, "LOADING": 20, "AVAILABLE": 30, "UNLOADING": 40, "END": 50}
 _CODES = {"OK": 0, "UNKNOWN": 2}
 _SIGNATURES = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
@@ -82,7 +84,7 @@ class Prediction:
             version = _version(self._engine, received.message.model_spec)
             asked = await self._asked(received, version, call)
             answer = await tensor_calls.infer(self._engine, asked)
-            response = await _answered(answer)
+            response = await _answered(answer, number_of(self._engine, name, answer.version))
         except ServingError as error:
             self._engine.count(name, version, "tfserving-grpc", code_of(error))
             raise
@@ -95,7 +97,7 @@ class Prediction:
         Raises:
             ServingError: it asks for something else than the signature, or there is no such model.
         """
-        request = parse(message("tensorflow.serving.GetModelMetadataRequest"), serialized)
+        request = parse_short(message("tensorflow.serving.GetModelMetadataRequest"), serialized)
         if not request.HasField("model_spec"):
             raise InvalidRequest("model_spec missing in request")
         if list(request.metadata_field) != ["signature_def"]:
@@ -127,7 +129,8 @@ class Prediction:
         if outputs:
             check_outputs(outputs, signature)
         # What was lifted is passed on; the rest may be millions of single values, or become as many.
-        if received.size + sum(map(made_bytes, request.inputs.values())) > _INLINE_BYTES:
+        made = sum(map(made_bytes, request.inputs.values()))
+        if received.size > LEAST_BYTES or made > _INLINE_BYTES:
             inputs = await asyncio.to_thread(self._inputs, received, signature)
         else:
             inputs = self._inputs(received, signature)
@@ -162,7 +165,7 @@ class Models:
         Raises:
             ServingError: there is no such model or version.
         """
-        request = parse(message("tensorflow.serving.GetModelStatusRequest"), serialized)
+        request = parse_short(message("tensorflow.serving.GetModelStatusRequest"), serialized)
         response = message("tensorflow.serving.GetModelStatusResponse")()
         for each in statuses(self._engine, request.model_spec.name, _number(request.model_spec)):
             added = response.model_version_status.add(version=each.version, state=_STATES[each.state])
@@ -244,24 +247,24 @@ def _describe(tensors: Any, specs: Sequence[TensorSpec]) -> None:
             described.tensor_shape.dim.add(size=length)
 
 
-async def _answered(answer: InferResponse) -> bytes:
+async def _answered(answer: InferResponse, number: int) -> bytes:
     texts = [each for each in answer.outputs if each.datatype == BYTES]
-    if sum(len(each.data) for each in texts) > _INLINE_BYTES:
-        return await asyncio.to_thread(_response, answer.model, answer.version, answer.outputs)
-    return _response(answer.model, answer.version, answer.outputs)
+    if sum(len(each.data) + math.prod(each.shape) * _TEXT_BYTES for each in texts) > _INLINE_BYTES:
+        return await asyncio.to_thread(_response, answer.model, number, answer.outputs)
+    return _response(answer.model, number, answer.outputs)
 
 
-def _response(model: str, version: str, outputs: Sequence[Tensor]) -> bytes:
+def _response(model: str, number: int, outputs: Sequence[Tensor]) -> bytes:
     pieces: list[Buffer] = encode(_OUTPUTS, outputs)
-    return b"".join([*pieces, _answering(model, version)])
+    return b"".join([*pieces, _answering(model, number)])
 
 
 @lru_cache(maxsize=1024)
-def _answering(model: str, version: str) -> bytes:
-    """Return the part of a PredictResponse that says which model answered."""
+def _answering(model: str, number: int) -> bytes:
+    """Return the part of a PredictResponse that says which model answered; 0 is no number."""
     response = message("tensorflow.serving.PredictResponse")()
     response.model_spec.name = model
     response.model_spec.signature_name = SIGNATURE_NAME
-    if version.isdecimal():
-        response.model_spec.version.value = int(version)
+    if number:
+        response.model_spec.version.value = number
     return _serialized(response)

@@ -19,7 +19,7 @@ from mms_lite.errors import (
     Unauthorized,
     UnsupportedMedia,
 )
-from mms_lite.frontends import tensor_calls
+from mms_lite.frontends import json_bodies, tensor_calls
 from mms_lite.frontends.message import Buffer, HttpRequest, HttpResponse, deadline, retry_after_s
 from mms_lite.frontends.tfserving import bodies
 from mms_lite.frontends.tfserving.service import (
@@ -38,9 +38,7 @@ from mms_lite.types import InferRequest, InferResponse, Signature, TensorSpec
 _VERSION = r"(?:/versions/([0-9]+)|/labels/\w+)?"  # labels are taken and ignored
 _PREDICT = re.compile(rf"/v1/models/([^/:]+){_VERSION}:(predict|classify|regress)")
 _MODEL = re.compile(rf"/v1/models(?:/([^/:]+))?{_VERSION}(/metadata)?")
-_INLINE_BYTES = 1 << 20  # of JSON: more is read or written in a thread
 _MOST_DIGITS = 19  # of an int64
-_JSON_BYTES = 3  # that a byte of an array takes
 _HEADERS = [("Content-Type", "application/json")]
 _SIGNATURES = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 
@@ -50,9 +48,12 @@ _log = logging.getLogger("mms_lite.tfserving")
 class RestProtocol:
     """Version 1 of the API: predictions, statuses, metadata, and the configuration."""
 
-    def __init__(self, engine: Engine, authorise: Callable[[HttpRequest], None]) -> None:
+    def __init__(
+        self, engine: Engine, authorise: Callable[[HttpRequest], None], readers: json_bodies.Readers
+    ) -> None:
         self._engine = engine
         self._authorise = authorise
+        self._readers = readers
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request; errors come back as responses."""
@@ -106,11 +107,8 @@ class RestProtocol:
         encoding = request.header("content-encoding")
         if encoding not in (None, "", "identity"):
             raise UnsupportedMedia(f"Unsupported content encoding - {encoding}")
-        if len(request.body) > _INLINE_BYTES:
-            # The thread goes on when the client leaves, so it has the body itself, not a view of its place.
-            inputs, by_row = await asyncio.to_thread(bodies.read, request.body, spec, signature)
-        else:
-            inputs, by_row = bodies.read(request.body, spec, signature)
+        body = request.body
+        inputs, by_row = await self._readers.read(len(body), bodies.read, body, spec, signature)
         asked = InferRequest(
             request.id, name, version, inputs, headers=request.headers, deadline=deadline(request)
         )
@@ -177,7 +175,9 @@ def _number(text: str | None) -> int | None:
 
 
 async def _written(answer: InferResponse, *, by_row: bool) -> Sequence[Buffer]:
-    if sum(len(each.data) for each in answer.outputs) * _JSON_BYTES > _INLINE_BYTES:
+    several = by_row and len(answer.outputs) > 1
+    pieces = sum(each.shape[0] for each in answer.outputs if each.shape) if several else 0
+    if json_bodies.is_long(answer.outputs, pieces=pieces):
         return await asyncio.to_thread(bodies.write, answer.outputs, by_row=by_row)
     return bodies.write(answer.outputs, by_row=by_row)
 

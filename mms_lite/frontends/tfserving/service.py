@@ -20,6 +20,7 @@ from mms_lite.errors import (
     VersionNotFound,
 )
 from mms_lite.frontends.call import chosen_code
+from mms_lite.frontends.tensor_calls import MOST_INPUTS
 from mms_lite.types import (
     BYTES,
     ModelSpec,
@@ -137,13 +138,20 @@ def all_statuses(engine: Engine) -> dict[str, list[VersionStatus]]:
     return {name: _statuses(entries) for name, entries in models.items()}
 
 
+def shown(name: str) -> str:
+    """Return as much of a client's name as is told in a message."""
+    return name[:_MOST_SHOWN]
+
+
 def check_names(names: Collection[str], spec: ModelSpec, signature: Signature) -> None:
     """Check which inputs a request has. A model of bodies takes any: they are the parts of its requests.
 
     Raises:
-        BadTensor: they are not the model's.
+        BadTensor: they are not the model's, or too many.
     """
     if not signature.takes_tensors and names:
+        if len(names) > MOST_INPUTS:
+            raise BadTensor(f"the model takes at most {MOST_INPUTS} inputs, got {len(names)}")
         return
     config = spec.config or {}
     optional = {each["name"] for each in config.get("input", ()) if each.get("optional")}
@@ -162,7 +170,7 @@ def check_tensor(spec: TensorSpec, precision: str, shape: Sequence[int]) -> None
         BadTensor: they do not fit.
     """
     if any(length < 0 for length in shape):
-        fault = f"Negative or zero dimension size is not acceptable: {_shown(shape)}"
+        fault = f"Negative or zero dimension size is not acceptable: {_spelt(shape)}"
         raise BadTensor(f"Invalid input shape - {fault}; input name: {spec.name}")
     wanted = DATATYPES[spec.datatype][2]
     if precision != wanted:
@@ -171,7 +179,7 @@ def check_tensor(spec: TensorSpec, precision: str, shape: Sequence[int]) -> None
         raise BadTensor(f"Invalid input precision - {fault}")
     if spec.shape is None or (len(shape) == len(spec.shape) and _fits(shape, spec.shape)):
         return
-    expected, actual = _shown(spec.shape), _shown(shape)
+    expected, actual = _spelt(spec.shape), _spelt(shape)
     if len(shape) != len(spec.shape):
         fault = "number of shape dimensions"
     elif _fits(shape[:1], spec.shape[:1]):
@@ -192,7 +200,7 @@ def check_outputs(names: Iterable[str], signature: Signature) -> None:
     for name in names:
         if name not in known:
             raise BadTensor(
-                f"output tensor alias not found in signature: {name[:_MOST_SHOWN]} "
+                f"output tensor alias not found in signature: {shown(name)} "
                 f"Outputs expected to be in the set {{{','.join(known)}}}."
             )
         if name in seen:
@@ -249,5 +257,5 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return all(want in (-1, length) for length, want in zip(shape, wanted, strict=True))
 
 
-def _shown(shape: Sequence[int]) -> str:
+def _spelt(shape: Sequence[int]) -> str:
     return f"({','.join(map(str, shape))})"

@@ -17,7 +17,7 @@ from mms_lite.errors import BadTensor, RequestTooLarge
 from mms_lite.frontends.fields import field, value
 from mms_lite.frontends.message import Buffer
 from mms_lite.frontends.tensor_calls import check_shape
-from mms_lite.frontends.tfserving.service import DATATYPES, check_tensor
+from mms_lite.frontends.tfserving.service import DATATYPES, check_tensor, shown
 from mms_lite.tensors import DTYPES, Array, pack
 from mms_lite.tensors import to_array as array_of
 from mms_lite.types import BYTES, Tensor, TensorSpec
@@ -74,28 +74,28 @@ def decode(name: str, proto: Any, spec: TensorSpec | None, *, lifted: Lifted, mo
         BadTensor: it is not whole, or does not fit.
         RequestTooLarge: it would take more than `most_bytes`.
     """
-    datatype = _NAMES.get(proto.dtype, "")
+    datatype, told = _NAMES.get(proto.dtype, ""), shown(name)
     if proto.tensor_shape.unknown_rank:
-        raise BadTensor(f"Invalid input shape - The rank must be known; input name: {name}")
+        raise BadTensor(f"Invalid input shape - The rank must be known; input name: {told}")
     dims = proto.tensor_shape.dim
-    check_shape(name, (1,) * len(dims))  # before millions of them are looked at
+    check_shape(told, (1,) * len(dims))  # before millions of them are looked at
     shape = tuple([dim.size for dim in dims])
-    check_shape(name, shape)
+    check_shape(told, shape)
     if datatype == BYTES and not shape:
         shape = (1,)  # a text alone is a list of one
     precision = DATATYPES[datatype][2] if datatype else "INVALID"
-    check_tensor(spec or TensorSpec(name, datatype or "FP32", None), precision, shape)
+    check_tensor(spec or TensorSpec(told, datatype or "FP32", None), precision, shape)
     if datatype == BYTES:
-        return Tensor(name, datatype, shape, _strings(name, proto, shape, lifted.texts, most_bytes))
+        return Tensor(name, datatype, shape, _strings(told, proto, shape, lifted.texts, most_bytes))
     needed = math.prod(shape) * DTYPES[datatype].itemsize
     content = value(proto.tensor_content, lifted.contents)
     if content or not needed:
         if len(content) != needed:
-            raise _wrong_size(name, needed, len(content))
+            raise _wrong_size(told, needed, len(content))
         return Tensor(name, datatype, shape, content)
     if needed > most_bytes:
-        raise RequestTooLarge(f"The input {name} takes {needed} bytes; the limit is {most_bytes}.")
-    return Tensor(name, datatype, shape, _listed(name, proto, datatype, math.prod(shape)))
+        raise RequestTooLarge(f"The input {told} takes {needed} bytes; the limit is {most_bytes}.")
+    return Tensor(name, datatype, shape, _listed(told, proto, datatype, math.prod(shape)))
 
 
 def encode(number: int, tensors: Sequence[Tensor]) -> list[Buffer]:

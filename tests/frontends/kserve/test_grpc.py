@@ -1,6 +1,7 @@
 """KServe v2 over gRPC, from message to message and without sockets."""
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("google.protobuf", reason="needs the grpc extra")
 
 
-from mms_lite.errors import Forbidden, InvalidRequest, ServingError
+from mms_lite.errors import Forbidden, HandlerError, InvalidRequest, RequestTooLarge, ServingError
 from mms_lite.frontends.call import Call
 from mms_lite.frontends.kserve import infer_messages
 from mms_lite.frontends.kserve.grpc import InferenceService
@@ -28,6 +29,7 @@ ARRAYS = """
         if data:
             return [dict(each) for each in data]
 """
+BEARER = ("authorization", "Bearer secret")
 Request = message("inference.ModelInferRequest")
 
 
@@ -376,6 +378,49 @@ async def test_answers_are_counted_by_their_code(model: Callable[..., Any], clie
     assert seen.requests == {("kserve-grpc", "OK"): 1, ("kserve-grpc", "INVALID_ARGUMENT"): 1}
 
 
+NO_TEXT = "caf\udce9"  # as os.fsdecode returns it
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        InferResponse("", "arrays", "1", [Tensor(NO_TEXT, "UINT8", (1,), bytearray(1))]),
+        InferResponse("", "arrays", "1", parameters={NO_TEXT: 1}),
+        InferResponse("", "arrays", "1", parameters={"name": NO_TEXT}),
+    ],
+    ids=["output", "parameter", "value"],
+)
+async def test_an_answer_that_cannot_be_written_is_the_models_error(
+    model: Callable[..., Any], client: Client, answer: InferResponse
+) -> None:
+    async def give(_: InferRequest) -> InferResponse:
+        return answer
+
+    await model("arrays", ARRAYS)
+    client.service.answers += [give]
+    code, text = await refused(client, question("arrays", np.zeros(1, np.uint8)))
+    assert (code, text) == ("INTERNAL", "the model's answer has names or texts that are no valid Unicode")
+    ((_, seen),) = client.service.engine.statistics("arrays")
+    assert seen.requests == {("kserve-grpc", "INTERNAL"): 1}
+
+
+async def test_a_text_that_is_none_does_not_end_a_stream(client: Client) -> None:
+    async def fail(_: InferRequest) -> InferResponse:
+        raise HandlerError(f"no {NO_TEXT}")
+
+    async def give(_: InferRequest) -> InferResponse:
+        return InferResponse("", "arrays", "1", parameters={"name": NO_TEXT})
+
+    async def answer(_: InferRequest) -> InferResponse:
+        return InferResponse("", "arrays", "1")
+
+    client.service.answers += [fail, give, answer]
+    asked = question("arrays", np.zeros(1, np.uint8))
+    async with client.stream(_sent(asked, asked, asked)) as answers:
+        said = [_read(each).error_message async for each in answers]
+    assert said == ["no caf?", "the model's answer has names or texts that are no valid Unicode", ""]
+
+
 async def test_what_is_told_of_server_and_models(model: Callable[..., Any], client: Client) -> None:
     await model("arrays", ARRAYS)
     await infer(client, question("arrays", np.zeros(1, np.float32)))
@@ -398,11 +443,10 @@ async def test_what_is_told_of_server_and_models(model: Callable[..., Any], clie
 async def test_models_are_loaded_and_unloaded_by_who_may(client: Client) -> None:
     parameters = {"config": {"string_param": "{}"}, "file:1/model.onnx": {"bytes_param": b"\0"}}
     assert await client.refused("RepositoryModelLoad", model_name="m") == ("PERMISSION_DENIED", "not for you")
-    bearer = ("authorization", "Bearer secret")
-    await client("RepositoryModelLoad", bearer, model_name="m", parameters=parameters)
+    await client("RepositoryModelLoad", BEARER, model_name="m", parameters=parameters)
     await client(
         "RepositoryModelUnload",
-        bearer,
+        BEARER,
         model_name="m",
         parameters={"unload_dependents": {"bool_param": True}},
     )
@@ -412,12 +456,51 @@ async def test_models_are_loaded_and_unloaded_by_who_may(client: Client) -> None
     ]
 
 
+async def test_large_files_come_with_a_load_and_little_else(client: Client) -> None:
+    weights, small = bytes(range(256)) * 4096, b""
+    parameters: dict[str, Any] = {
+        "config": {"string_param": "{}"},
+        "file:1/model.onnx": {"bytes_param": weights},
+        "file:1/labels.txt": {"bytes_param": small},
+    }
+    await client("RepositoryModelLoad", BEARER, model_name="m", parameters=parameters)
+    expected = {"config": "{}", "file:1/model.onnx": weights, "file:1/labels.txt": small}
+    assert client.service.managed == [("load", "m", expected)]
+    assert all(type(given) in (str, bytes) for given in client.service.managed[0][2].values())
+    parameters["config"] = {"string_param": " " * (1 << 20)}
+    code, text = await client.refused("RepositoryModelLoad", BEARER, model_name="m", parameters=parameters)
+    assert (code, text.startswith("the inference.RepositoryModelLoadRequest has 10")) == (
+        "RESOURCE_EXHAUSTED",
+        True,
+    )
+
+
+async def test_nothing_is_parsed_for_who_may_not_load(client: Client) -> None:
+    with pytest.raises(Forbidden):
+        await client.rpc.unary["RepositoryModelLoad"](b"\xff", Call("call-1"))
+
+
+async def test_a_long_message_of_a_method_without_tensors_is_not_parsed(client: Client) -> None:
+    long = b"\x0a\x00" * (1 << 16) + b"\xff"
+    for method in sorted({*client.rpc.unary} - {"ModelInfer", "RepositoryModelLoad"}):
+        with pytest.raises(RequestTooLarge, match=f"{method}Request has 131073 bytes; 131072 are the most"):
+            await client.rpc.unary[method](long, Call("call-1"))
+
+
 @pytest.mark.parametrize("method", ["RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"])
 async def test_there_is_one_repository_without_a_name(client: Client, method: str) -> None:
-    assert await client.refused(method, repository_name="r") == (
+    assert await client.refused(method, BEARER, repository_name="r") == (
         "UNIMPLEMENTED",
         "'repository_name' specification is not supported",
     )
+
+
+async def test_a_folder_whose_name_is_no_text_is_in_the_index(client: Client, inline: Any) -> None:
+    try:
+        (inline.store.folder / os.fsdecode(b"caf\xe9")).mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert [each.name for each in (await client("RepositoryIndex")).models] == ["caf?"]
 
 
 @pytest.mark.parametrize("kind", ["System", "Cuda"])
@@ -488,9 +571,12 @@ async def test_a_stream_keeps_nothing_of_what_is_answered(
     [
         (b"\x2a\x00" * 100_000, "the message has more than 4096 fields, or is none"),
         (b"\x2a\x00" * 2000, "a request has at most 1024 inputs"),
+        (b"\x32\x00" * 60_000, "a request wants at most 1024 outputs, got 60000"),
     ],
 )
-async def test_a_message_of_empty_inputs_is_refused(client: Client, received: bytes, text: str) -> None:
+async def test_a_message_of_empty_inputs_or_outputs_is_refused(
+    client: Client, received: bytes, text: str
+) -> None:
     with pytest.raises(InvalidRequest, match=text):
         await client.rpc.unary["ModelInfer"](received, Call("call-1"))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, ServingError
-from mms_lite.frontends.kserve.codec import Asked, Format, read, read_header_length, write
+from mms_lite.frontends.kserve.codec import Asked, Format, parameters, read, read_header_length, write
 from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import RequestedOutput
 from mms_lite.shared import Arena, SharedBytes
@@ -172,7 +172,6 @@ def test_an_output_says_for_itself_whether_it_is_binary() -> None:
         (False, {"binary_data_size": 2}), (True, None), (False, {"binary_data_size": 2})
     ]  # fmt: skip
     assert (length, len(pieces)) == (len(pieces[0]), 3)
-    assert how.json_bytes(InferResponse("", "m", "1", outputs)) == 2
 
 
 def test_bytes_that_are_no_text_become_base64_and_keep_their_media_type() -> None:
@@ -318,6 +317,46 @@ def test_a_body_that_is_wrong_is_refused(body: bytes, text: str) -> None:
     with pytest.raises(ServingError) as caught:
         ask(body)
     assert text in caught.value.message
+
+
+LONG = "n" * 1_000_000
+LONG_NAMES = [
+    body_of({**X, "name": LONG, "datatype": "STRING"}),
+    body_of({**X, "name": LONG, "shape": [-1]}),
+    body_of({**X, "name": LONG, "shape": [1] * 33}),
+    body_of({**X, "name": LONG, "data": [1, 2]}),
+    body_of({**X, "name": LONG, "data": ["a"]}),
+    body_of({**X, "name": LONG, "parameters": {"binary_data_size": 1}}),
+    body_of({**X, "name": LONG, "data": ["a"]}, id=LONG),
+    body_of({"name": LONG, "datatype": "INT8", "shape": [8], "parameters": {"binary_data_size": 8}}),
+    body_of(X, outputs=[{"name": LONG, "parameters": {"classification": -1}}]),
+]
+
+
+@pytest.mark.parametrize("body", LONG_NAMES, ids=range(len(LONG_NAMES)))
+def test_of_long_names_an_error_tells_the_beginning(body: bytes) -> None:
+    with pytest.raises(ServingError) as caught:
+        ask(body)
+    assert "n" * 80 in caught.value.message
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("behind", [b"\0\0\0\0", b"\0\0\x80\x3f", b"NaN\0", b"NaN\xff"])
+def test_bytes_behind_json_whose_length_nobody_tells(behind: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ask(body_of(X) + behind)
+    assert caught.value.message.endswith(
+        "; if tensors follow the JSON, the header Inference-Header-Content-Length must tell the JSON's length"
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        ask(b"{")
+    assert "Inference-Header" not in caught.value.message
+
+
+def test_null_is_as_if_it_were_not_there() -> None:
+    body = body_of({**X, "parameters": None}, id=None, parameters=None, outputs=None)
+    assert ask(body) == ask(body_of(X))
+    assert parameters({"parameters": None}) == {}
 
 
 def test_more_inputs_than_the_model_has_are_refused_before_they_are_read() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from raw_http import Answer
 
+from mms_lite.frontends import json_bodies
 from mms_lite.frontends.kserve import codec, compression, rest
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
 from mms_lite.shared import Arena, SharedBytes
@@ -132,17 +133,24 @@ async def test_nothing_is_read_for_a_model_that_is_not_there(ask: Any, headers: 
 
 
 @pytest.mark.usefixtures("double")
-async def test_json_has_a_limit_of_its_own(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = BODY + b" " * (16 << 20)
+async def test_json_has_a_limit_of_its_own(ask: Any) -> None:
+    assert (await ask("/v2/models/double/infer", BODY + b" " * (16 << 20))).status == 200
+    body = BODY + b"[]," * 1_000_000
     response = await ask("/v2/models/double/infer", body)
     assert response.status == 413
-    assert said(response) == (
-        "The JSON of a request is larger than the limit of 16777216 bytes: send large tensors in binary"
-        " (binary tensor data extension)."
-    )
+    assert said(response).startswith("The JSON of the request is more than the limit of 67108864 bytes, ")
     length = ("Inference-Header-Content-Length", str(len(BODY)))
     response = await ask("/v2/models/double/infer", body, length)  # what follows the JSON has not this limit
     assert (response.status, said(response)) == (400, "unexpected additional input data for model 'double'")
+
+
+async def test_files_are_long_texts_and_lists_are_not(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_bodies, "MOST_COST", 1 << 20)
+    file = b'{"parameters": {"config": "{}", "file:1/a": "?%s"}}' % (b"A" * (2 << 20))
+    response = await ask("/v2/repository/models/m/load", file)
+    assert said(response) == "parameter 'file:1/a' is not base64: Only base64 data is allowed"
+    response = await ask("/v2/repository/models/m/load", b'{"parameters": %s}' % (b"[]," * 100_000))
+    assert (response.status, said(response)[:27]) == (413, "The JSON of the request is ")
 
 
 @pytest.mark.usefixtures("double")

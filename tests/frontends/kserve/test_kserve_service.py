@@ -28,6 +28,7 @@ from mms_lite.frontends.kserve.errors import of_lookup, of_request
 from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import KServeService, RequestedOutput
 from mms_lite.metrics import VersionMetrics
+from mms_lite.shared import Arena, SharedBytes
 from mms_lite.tensors import pack, to_array, to_tensor
 from mms_lite.types import BYTES, InferRequest, ModelSpec, Signature, Tensor, TensorSpec
 
@@ -381,6 +382,46 @@ async def test_the_outputs_of_a_handler_that_knows_arrays_are_those_of_its_answe
         assert [each.name for each in answer.outputs] == names
     with pytest.raises(BadTensor, match="unexpected inference output 'z', allowed outputs are: a, b"):
         await service.infer(request, [RequestedOutput("z")])
+
+
+async def test_the_outputs_that_a_request_wants_have_a_bound(
+    service: KServeService, model: Callable[..., Awaitable[Any]]
+) -> None:
+    await model(
+        "any", "def handle(data, _): return data and [{f'{n:x}': d['x'] for n in range(2000)} for d in data]"
+    )
+    request = InferRequest("", "any", inputs=[zeros("x", (1, 1))])
+    wanted = [RequestedOutput(f"{number:x}") for number in range(1025)]
+    assert len((await service.infer(request, wanted[:-1])).outputs) == 1024
+    with pytest.raises(BadTensor, match="a request wants at most 1024 outputs, got 1025"):
+        await service.infer(request, wanted)
+    with pytest.raises(BadTensor, match="at most 1024 outputs"):
+        expected(A).check_outputs([each.name for each in wanted])
+
+
+async def test_texts_beside_arrays_keep_their_place_in_shared_memory(
+    arena: Arena,
+    placed: Callable[[bytes], SharedBytes],
+    service: KServeService,
+    model: Callable[..., Awaitable[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[InferRequest] = []
+    ask = service.engine.infer
+
+    async def remember(request: InferRequest) -> Any:
+        asked.append(request)
+        return await ask(request)
+
+    await model("size", "def handle(data, _): return data and [str(len(each['text'][0])) for each in data]")
+    monkeypatch.setattr(service.engine, "infer", remember)
+    text = Tensor("text", BYTES, (1,), placed(pack([b"x" * 50_000])))
+    answer = await service.infer(InferRequest("", "size", inputs=[text, zeros("x", (1, 1))]), None)
+    assert list(to_array(answer.outputs[0])) == [b"50000"]
+    assert isinstance(asked[0].inputs[0].data, SharedBytes)
+    del text
+    asked.clear()
+    assert arena.used_bytes == 0
 
 
 async def test_a_model_without_workers_is_not_ready(service: KServeService, inline: Any) -> None:

@@ -96,12 +96,37 @@ async def test_the_default_version(spec: dict[str, Any], arrays: Load, rpc: Rpc)
     assert (await rpc("Predict", await_this)).model_spec.version.value == 7
 
 
-async def test_a_version_that_is_no_number_is_not_stated(arrays: Load, rpc: Rpc) -> None:
-    await arrays("m", VECTOR, version="1.0")
-    asked = PredictRequest(
-        model_spec={"name": "m", "version": {"value": 1}}, inputs={"x": floats(np.ones((1, 2)))}
+@pytest.mark.parametrize(("version", "number"), [("1.0", 1), ("beta", 0), ("007", 0), ("9" * 20, 0)])
+async def test_a_version_is_stated_by_its_number_if_it_has_one(
+    version: str, number: int, arrays: Load, inline: Any, rpc: Rpc
+) -> None:
+    await arrays("m", VECTOR, version=version)
+    answer = await rpc("Predict", request("m", x=floats(np.ones((1, 2)))))
+    assert (answer.model_spec.HasField("version"), answer.model_spec.version.value) == (bool(number), number)
+    described = await rpc(
+        "GetModelMetadata", MetadataRequest(model_spec={"name": "m"}, metadata_field=["signature_def"])
     )
-    assert not (await rpc("Predict", asked)).model_spec.HasField("version")
+    assert described.model_spec.version.value == number
+    ((_, metrics),) = inline.engine.statistics("m")
+    assert metrics.requests == {("tfserving-grpc", "OK"): 1}
+
+
+async def test_many_names_are_refused_before_they_are_looked_at(model: Load, rpc: Rpc) -> None:
+    await model("parts", "def handle(data, context): return [str(len(each)) for each in data or []]")
+    text = tensor((1,), STRING, string_val=[b"a"])
+    with pytest.raises(BadTensor, match="the model takes at most 1024 inputs, got 1025"):
+        await rpc("Predict", request("parts", **{f"n{number}": text for number in range(1025)}))
+    with pytest.raises(BadTensor) as caught:
+        await rpc(
+            "Predict", request("parts", **{"n" * 1_000_000: tensor((2,), STRING, string_val=[b"a"] * 3)})
+        )
+    assert caught.value.message.endswith("input name: " + "n" * 80)
+
+
+@pytest.mark.parametrize("method", ["GetModelMetadata", "GetModelStatus"])
+async def test_a_question_without_tensors_is_short(method: str, rpc: Rpc) -> None:
+    with pytest.raises(RequestTooLarge):
+        await rpc(method, b"\x12\x00" * (4 << 20))
 
 
 async def test_bodies(model: Load, rpc: Rpc) -> None:

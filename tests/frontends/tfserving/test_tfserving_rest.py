@@ -26,9 +26,9 @@ from mms_lite.errors import (
     WorkerDied,
 )
 from mms_lite.frontends import tfserving
+from mms_lite.frontends.json_bodies import loads
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.frontends.tfserving.rest import spell
-from mms_lite.json_arrays import loads
 from mms_lite.shared import Arena
 from mms_lite.types import VersionState
 
