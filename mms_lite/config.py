@@ -161,7 +161,7 @@ class Config:
     max_tensor_request_size: int = _option(
         64 << 20, BYTES, "Largest request of KServe v2 and TensorFlow Serving, HTTP and gRPC.", minimum=1
     )
-    max_frame_bytes: int = _option(GIB, BYTES, "Largest message between server and worker.", minimum=1)
+    max_frame_bytes: int = _option(GIB, BYTES, "Largest batch, or answer, of a worker.", minimum=1)
     max_bytes_in_flight: int = _option(
         GIB, BYTES, "Largest sum of request bodies held, per address.", minimum=1
     )

@@ -83,7 +83,7 @@ class Forbidden(ServingError, code="forbidden"):
 
 
 class RequestTooLarge(ServingError, code="request_too_large"):
-    """The body is over max_request_size."""
+    """The request is over a limit of bytes; the message names it."""
 
     http = 413
     grpc = "RESOURCE_EXHAUSTED"

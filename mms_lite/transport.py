@@ -144,6 +144,12 @@ def encode(
     return [head + lengths + meta, *[b for b in views if len(b)]]
 
 
+def frame_bytes(meta: bytes, buffers: Sequence[Buffer]) -> int:
+    """Return the size of a frame of these, which must not be over the limit of who receives it."""
+    sizes = [_LENGTH.size + (b.nbytes if type(b) is memoryview else len(b)) for b in buffers]
+    return _HEAD.size + len(meta) + sum(sizes)
+
+
 def _octets(buffer: Buffer) -> Buffer:
     """Return a view whose length is in bytes: that of an array counts items."""
     view = memoryview(buffer)
@@ -289,6 +295,7 @@ class BlockingConnection:
     """The worker's end: exact blocking reads and writes."""
 
     def __init__(self, sock: socket.socket, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES) -> None:
+        self.max_frame_bytes = max_frame_bytes  # in both directions
         self._sock = sock
         self._decoder = Decoder(max_frame_bytes)
         self._ready: deque[Frame] = deque()

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mms_lite.errors import InvalidRequest, ServingError, from_wire
+from mms_lite.errors import HandlerError, InvalidRequest, ServingError, from_wire
 from mms_lite.shared import LEAST_BYTES, Arena, SharedBytes
-from mms_lite.transport import Buffer, Frame, ProtocolError
-from mms_lite.types import InferRequest, Signature, Tensor, TensorSpec
+from mms_lite.transport import Buffer, Frame, ProtocolError, frame_bytes
+from mms_lite.types import InferRequest, ModelSpec, Signature, Tensor, TensorSpec
 
 _COUNT = struct.Struct("!I")
 # job, remaining ms (-1: no limit), tensors, shape bytes, string bytes, JSON bytes, and which of the tensors
@@ -287,6 +287,16 @@ def encode_outcome(outcome: Outcome) -> tuple[bytes, list[Buffer]]:
     return head + shapes + names + extra, [t.data for t in outcome.outputs]
 
 
+def encode_outcome_within(outcome: Outcome, most_bytes: int) -> tuple[bytes, list[Buffer]]:
+    """Do as `encode_outcome`; an answer whose frame would be over the limit becomes an error that says so."""
+    meta, buffers = encode_outcome(outcome)
+    size = frame_bytes(meta, buffers)
+    if size <= most_bytes:
+        return meta, buffers
+    text = f"The answer takes {size} bytes on its way from the model; max_frame_bytes is {most_bytes}."
+    return encode_outcome(Outcome(outcome.job_id, error=HandlerError(text)))
+
+
 def decode_outcome(frame: Frame) -> Outcome:
     """Read an OUTCOME frame.
 
@@ -323,6 +333,24 @@ def decode_outcome(frame: Frame) -> Outcome:
         )
     except (struct.error, ValueError, IndexError, TypeError, RecursionError) as error:
         raise ProtocolError(f"malformed OUTCOME frame: {error}") from error
+
+
+def encode_load(spec: ModelSpec, *, instance: int, device: int | None) -> bytes:
+    """Return the meta block of a LOAD frame: the model for one worker, by its number, and that one's GPU."""
+    settings = {
+        "name": spec.name,
+        "path": spec.path,
+        "handler": spec.handler,
+        "batch_size": spec.batch_size,
+        "device": device,
+        "manifest": spec.manifest,
+        "decode_input_request": spec.decode_input_request,
+        "isolate_failures": spec.isolate_failures,
+        "config": spec.config,
+        "instance": instance,
+        "scratch": spec.scratch,
+    }
+    return encode_json(settings)
 
 
 def encode_json(value: Mapping[str, Any]) -> bytes:

@@ -1,14 +1,19 @@
-"""A batch that a worker holds: its open jobs, and how its time is told."""
+"""A batch that a worker holds: how it is packed, its open jobs, and how its time is told."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mms_lite import wire
 from mms_lite.engine.batcher import Job
+from mms_lite.errors import InvalidRequest, RequestTooLarge, ServingError
 from mms_lite.metrics import VersionMetrics
+from mms_lite.shared import Arena
+from mms_lite.transport import Buffer, frame_bytes
 
 _GATHER_S = 0.25
 _AHEAD_BELOW_S = 0.1  # a batch is sent ahead to workers whose batches take less: it waits there no longer
@@ -39,6 +44,41 @@ class Batch:
             waited_s = self.turn_at - self.enqueued_at
             _log.debug("Waiting time: %d, Backend time: %d", waited_s * 1000, spent_s * 1000)
         return spent_s
+
+
+def pack(
+    jobs: list[Job], arena: Arena | None, most_bytes: int
+) -> tuple[Batch, list[tuple[bytes, Sequence[Buffer]]], list[Job]]:
+    """Encode jobs for one BATCH frame of at most `most_bytes`; a job that cannot cross fails, alone.
+
+    Return the batch, its parts of the frame, and the jobs that found no room in it.
+    """
+    batch, room = Batch({}, jobs[0].enqueued_at), most_bytes
+    parts: list[tuple[bytes, Sequence[Buffer]]] = []
+    for index, job in enumerate(jobs):
+        try:
+            if arena is not None:
+                job.request = wire.share(job.request, arena)
+            part = wire.encode_item(job.id, job.remaining_ms, job.request)
+        except InvalidRequest as error:
+            job.fail(error)
+            continue
+        except Exception:
+            _log.exception("request %s cannot be sent to a worker", job.request.id)
+            job.fail(ServingError("internal error"))
+            continue
+        size = frame_bytes(*part)
+        if size > most_bytes:
+            text = f"The request takes {size} bytes on its way to the model; max_frame_bytes is {most_bytes}."
+            job.fail(RequestTooLarge(text))
+            continue
+        if size > room:
+            return batch, parts, jobs[index:]
+        room -= size
+        parts.append(part)
+        batch.jobs[job.id] = job
+        batch.rows += job.size
+    return batch, parts, []
 
 
 class Pace:

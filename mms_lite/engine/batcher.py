@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
+import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any
 
+from mms_lite.engine import joining
 from mms_lite.errors import DeadlineExceeded, ModelNotReady, QueueFull, ServingError, from_wire
 from mms_lite.metrics import VersionMetrics
-from mms_lite.types import BYTES, InferRequest, InferResponse
+from mms_lite.types import InferRequest, InferResponse
 from mms_lite.wire import Outcome
 
 Take = Callable[["list[Job]"], None]
@@ -27,37 +28,11 @@ _RATE_WINDOW = 64  # answers over which the drain rate is measured
 _MAX_STREAM = 1024  # answers of one job that may wait for a slow reader
 
 
-def rows(request: InferRequest) -> int:
-    """Return how many rows of a batch the request fills: its tensors' first axis, 1 for raw parts.
-
-    Where tensors disagree, their first axis is not that of a batch: the most that one has.
-    """
-    return max(1, max((t.shape[0] for t in request.inputs if t.shape), default=1))
-
-
-def batch_key(request: InferRequest) -> Any:
-    """Return what two requests must share to run in one batch: None for raw parts without options."""
-    tensors, raw = tensor_key(request)
-    if not tensors and not request.parameters and request.outputs is None:
-        return None
-    options = json.dumps(request.parameters, sort_keys=True, default=str) if request.parameters else ""
-    return tensors, raw, tuple(request.outputs) if request.outputs is not None else None, options
-
-
-def tensor_key(request: InferRequest) -> tuple[Any, bool]:
-    """Return what tensors have but for their first axis, and whether there are raw parts."""
-    tensors = tuple((t.name, t.datatype, t.shape[1:]) for t in request.inputs if t.shape)
-    return tensors, any(t.datatype == BYTES and not t.shape for t in request.inputs)
-
-
 class Job:
-    """A request on its way through one model. Settled once, whoever comes first; read through `answers`.
-
-    `config` is that of a model of a Triton repository. Such models are given what each request of a batch
-    wants, so nothing but its tensors keeps one apart; without a max_batch_size, the first axis is no batch's.
-    """
+    """A request on its way through one model. Settled once, whoever comes first; read through `answers`."""
 
     __slots__ = (
+        "_bytes",
         "_stream",
         "_waiter",
         "dead",
@@ -79,17 +54,9 @@ class Job:
     ) -> None:
         self.id = next(_ids)
         self.request = request
-        self.size: int
-        self.key: Any
         self.version = version  # the one that answers
-        plain = request.outputs is None and not request.parameters
-        if config is not None:
-            self.size = rows(request) if config["max_batch_size"] else 1
-            self.key = tensor_key(request)
-        elif plain and len(request.inputs) == 1 and not request.inputs[0].shape:  # one raw part
-            self.size, self.key = 1, None
-        else:
-            self.size, self.key = rows(request), batch_key(request)
+        self.size, self.key = joining.size_and_key(request, config)
+        self._bytes = -1  # not counted yet
         self.enqueued_at = 0.0
         self.queued_s = 0.0  # how long it waited for a worker
         self.metrics: VersionMetrics | None = None  # of the queue that it was put into
@@ -99,6 +66,13 @@ class Job:
         self.outcome: Outcome | None = None  # the final one
         self._stream: deque[Outcome] = deque()
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes of its tensors do not lie in shared memory."""
+        if self._bytes < 0:
+            self._bytes = joining.data_bytes(self.request)
+        return self._bytes
 
     @property
     def remaining_ms(self) -> int | None:
@@ -237,6 +211,7 @@ class JobQueue:
         self.metrics = VersionMetrics() if metrics is None else metrics
         self._limit = limit
         self.batch_size = batch_size  # rows of a full batch
+        self.batch_bytes = sys.maxsize  # that its tensors may have, as far as they cross a socket
         self._delay_s = max_batch_delay_ms / 1000
         self._jobs: OrderedDict[int, Job] = OrderedDict()
         self._idle: deque[Take] = deque()  # who asked for a batch, in order of asking
@@ -329,8 +304,9 @@ class JobQueue:
     def ask(self, take: Take) -> None:
         """Have `take` called once with the next batch, now if there is one.
 
-        A batch are jobs of the oldest one's key, in order, up to batch_size rows. With a delay set, it waits
-        until it is full, but no longer than that after the oldest job arrived, and never past a deadline.
+        A batch are jobs of the oldest one's key, in order, up to batch_size rows and batch_bytes. With a
+        delay set, it waits until it is full, but no longer than that after the oldest job arrived, and never
+        past a deadline; meanwhile a full one of another key goes.
         """
         self._idle.append(take)
         self._hand_out()
@@ -344,7 +320,7 @@ class JobQueue:
         """Take a full batch for a worker that is still busy; nothing if there is none or a worker is idle."""
         if self._idle or not self._jobs:
             return []
-        selected, full = self._select()
+        selected, full = self._select(self._jobs.values())
         return self._take(selected, 0.0) if full else []
 
     def clear(self, error: ServingError) -> None:
@@ -403,7 +379,7 @@ class JobQueue:
     def _hand_out(self) -> None:
         """Give batches to those who asked, as long as there are any, or look again when one is due."""
         while self._idle and self._jobs:
-            selected, full = self._select()
+            selected, full = self._select(self._jobs.values())
             if not selected:
                 break
             waited_s = 0.0
@@ -412,8 +388,10 @@ class JobQueue:
                 self._collecting_since = self._collecting_since or now
                 due = 0.0 if full else self._due(selected)
                 if due > now:
-                    self._look_again(due)
-                    return
+                    selected = self._full_batch() if len(selected) < len(self._jobs) else []
+                    if not selected:
+                        self._look_again(due)
+                        return
                 waited_s, self._collecting_since = now - self._collecting_since, 0.0
             self._idle.popleft()(self._take(selected, waited_s))
         self._collecting_since = 0.0
@@ -438,34 +416,49 @@ class JobQueue:
         self._timer = None
         self._hand_out()
 
-    def _select(self) -> tuple[list[Job], bool]:
-        """Return what a batch taken now would hold, and whether it is full.
+    def _full_batch(self) -> list[Job]:
+        """Return the first full batch, of whatever key; an empty list if there is none."""
+        by_key: dict[Any, list[Job]] = {}
+        for job in self._jobs.values():
+            by_key.setdefault(job.key, []).append(job)
+        for jobs in by_key.values():
+            selected, full = self._select(jobs)
+            if full:
+                return selected
+        return []
 
-        A job with more rows than a batch runs alone. Jobs past their deadline leave the queue unrun.
+    def _select(self, jobs: Iterable[Job]) -> tuple[list[Job], bool]:
+        """Return what a batch of the first one's key would hold now, and whether nothing can join it.
+
+        A job with more rows or bytes than a batch runs alone. Jobs past their deadline leave the queue unrun.
         """
         selected: list[Job] = []
         expired: list[Job] = []
-        room = self.batch_size
-        for job in self._jobs.values():
+        room, room_bytes, full = self.batch_size, self.batch_bytes, False
+        for job in jobs:
             if job.request.deadline is not None and job.expired:
                 expired.append(job)
             elif not selected or job.key == selected[0].key:
-                if selected and job.size > room:
+                if selected and (job.size > room or job.bytes > room_bytes):
+                    full = True
                     break
                 selected.append(job)
                 room -= job.size
-                if room <= 0:
+                if room > 0:
+                    room_bytes -= job.bytes
+                if room <= 0 or room_bytes <= 0:
+                    full = True
                     break
         for job in expired:
             job.expire()
-        return selected, room <= 0
+        return selected, full
 
     def _take(self, batch: list[Job], waited_s: float) -> list[Job]:
         now = time.monotonic()
         for job in batch:
             del self._jobs[job.id]
             job.on_death = None
-            if not job.returned:  # else it has been counted
+            if not job.queued_s:  # else it has been counted
                 job.queued_s = now - job.enqueued_at
                 self.metrics.queue_s.observe(job.queued_s)
         self.metrics.batch_wait_s.observe(waited_s)

@@ -80,6 +80,8 @@ class Channel(Protocol):
 class Launcher(Protocol):
     """Starts workers. `on_frame` is called for each frame until the channel's `ended` is set."""
 
+    max_frame_bytes: int  # of what is sent to them, and of what they send
+
     def start(self, spec: ModelSpec, name: str, threads: int, on_frame: Callable[[Frame], None]) -> Channel:
         """Start a worker.
 
@@ -140,7 +142,7 @@ class ProcessLauncher:
         guard: Guard | None = None,
         arena: Arena | None = None,
     ) -> None:
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
         self._arena = arena
         self._guard = guard
         self._environ = dict(os.environ if environ is None else environ)
@@ -163,7 +165,7 @@ class ProcessLauncher:
         try:
             marks = _marks_file()
             shared = Marks.map(marks)
-            command += ["--marks-fd", str(marks), "--max-frame-bytes", str(self._max_frame_bytes)]
+            command += ["--marks-fd", str(marks), "--max-frame-bytes", str(self.max_frame_bytes)]
             inherited = [theirs.fileno(), marks]
             if self._arena is not None:
                 command += ["--bodies-fd", str(self._arena.fd)]
@@ -189,7 +191,7 @@ class ProcessLauncher:
             self._guard.watch(process.pid)
         channel = ProcessChannel(process, name, shared, self._guard)
         channel.arena = self._arena
-        channel.open(ours, on_frame, self._max_frame_bytes)
+        channel.open(ours, on_frame, self.max_frame_bytes)
         return channel
 
     def _worker_environ(self, threads: int) -> dict[str, str]:
@@ -393,12 +395,12 @@ class InlineLauncher:
 
     def __init__(self, run: RunLoop, *, max_frame_bytes: int) -> None:
         self._run = run
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
 
     def start(self, spec: ModelSpec, name: str, threads: int, on_frame: Callable[[Frame], None]) -> Channel:
         """Start a worker thread."""
         channel = InlineChannel(name)
-        channel.open(self._run, on_frame, self._max_frame_bytes)
+        channel.open(self._run, on_frame, self.max_frame_bytes)
         return channel
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from mms_lite.engine.batcher import JobQueue
 from mms_lite.engine.launcher import Channel, Launcher
-from mms_lite.engine.worker import Worker
+from mms_lite.engine.worker import RETIRE_S, Worker
 from mms_lite.errors import ModelNotReady, ServingError
 from mms_lite.machine import threads_per_worker
 from mms_lite.transport import Frame
 from mms_lite.types import ModelSpec, Signature, WorkerState, WorkerStatus
 from mms_lite.wire import Item, Outcome
+
+_MARGIN_S = 1.0  # in which a worker that is late is killed by itself
 
 Call = Callable[[Item], Awaitable[Outcome]]
 
@@ -41,7 +43,13 @@ class WorkerPool:
         self._workers: list[Worker] = []
         self._retiring: dict[asyncio.Task[None], Worker] = {}
         self._stopped = False
+        queue.batch_bytes = launcher.max_frame_bytes
         queue.on_backlog = self._feed_ahead
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """The limit of a frame, to a worker and from it."""
+        return self._launcher.max_frame_bytes
 
     @property
     def in_flight(self) -> int:
@@ -121,7 +129,7 @@ class WorkerPool:
         await asyncio.gather(*(worker.settled.wait() for worker in self._workers))
 
     async def stop(self, *, grace_s: float) -> None:
-        """End all workers, each after what it holds but within `grace_s`."""
+        """End all workers, each after what it holds but within `grace_s`, and then in RETIRE_S."""
         self._stopped = True
         leaving, self._workers = self._workers, []
         self._retire(leaving, grace_s)
@@ -132,6 +140,11 @@ class WorkerPool:
         for task in late:
             if tasks[task].in_flight:
                 tasks[task].kill()
+        if not late:
+            return
+        _, late = await asyncio.wait(late, timeout=RETIRE_S + _MARGIN_S)
+        for task in late:  # of a scale-down: its model lets go of things
+            tasks[task].kill()
         await asyncio.wait(tasks)
 
     def _retire(self, workers: list[Worker], grace_s: float) -> list[asyncio.Task[None]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mms_lite import wire
-from mms_lite.engine.batch import BackendLog, Batch, Pace
+from mms_lite.engine.batch import BackendLog, Batch, Pace, pack
 from mms_lite.engine.batcher import Job
 from mms_lite.engine.launcher import Channel, Exit
 from mms_lite.errors import (
@@ -45,7 +45,7 @@ _FOR_GOOD = (InvalidArchive, BackendMissing)  # another attempt would end the sa
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_LAST_S = 30.0
 _MAX_RETURNS = 3  # a job whose workers end before they start it may be what ends them
-_RETIRE_S = 5.0  # a worker that was told to stop has this long
+RETIRE_S = 5.0  # a worker that was told to stop has this long, or what is left of its grace
 
 _log = logging.getLogger("mms_lite.engine")
 _metrics_log = logging.getLogger(METRICS)
@@ -112,7 +112,8 @@ class Worker:
         self._task = asyncio.get_running_loop().create_task(self._live(), name=self.name)
 
     async def retire(self, *, grace_s: float) -> None:
-        """Take no more work, finish what is held within `grace_s`, then end."""
+        """Take no more work, finish what is held within `grace_s`, then end: in what is left, or RETIRE_S."""
+        until = time.monotonic() + grace_s
         self.state = WorkerState.STOPPING
         self._pool.queue.withdraw(self._dispatch)
         if self._task is not None:
@@ -125,7 +126,10 @@ class Worker:
             if self._loaded is not None and self._loaded.done():
                 await self._finish_held(channel, grace_s)
                 channel.send(encode(FrameKind.STOP, 0))
-                await asyncio.wait([channel.ended], timeout=_RETIRE_S if not self._batches else 0)
+                limit_s = 0.0 if self._batches else max(RETIRE_S, until - time.monotonic())
+                await asyncio.wait([channel.ended], timeout=limit_s)
+                if limit_s and not channel.ended.done():
+                    _log.warning("%s is killed: told to stop, it did not end in %.0f s", self.name, limit_s)
             channel.kill()
             self._clean_up(await channel.ended)
         self.state = WorkerState.STOPPED
@@ -157,8 +161,9 @@ class Worker:
     async def _live(self) -> None:
         while True:
             self.state = WorkerState.STARTING
+            for_good = False
             try:
-                error = await self._boot()
+                error, for_good = await self._boot()
             except Exception as defect:
                 _log.exception("%s: a defect while it started", self.name)
                 error = LoadError(f"the worker cannot be started: {type(defect).__name__}: {defect}")
@@ -170,10 +175,13 @@ class Worker:
                 self.settled.set()
                 await self._serve()
             else:
-                self._boots_failed = BOOT_ATTEMPTS if isinstance(error, _FOR_GOOD) else self._boots_failed + 1
+                self._boots_failed = BOOT_ATTEMPTS if for_good else self._boots_failed + 1
                 self.failure = error
-                _log.warning("%s did not start: %s", self.name, error.message)
-                if self._boots_failed >= BOOT_ATTEMPTS:
+                given_up = self._boots_failed >= BOOT_ATTEMPTS
+                _log.warning(
+                    "%s did not start%s: %s", self.name, " and is given up" if given_up else "", error.message
+                )
+                if given_up:
                     self.state = WorkerState.FAILED
                     self.settled.set()
                     self._pool.gave_up()
@@ -185,60 +193,54 @@ class Worker:
             _log.info("Retry worker: %s in %.1f seconds.", self.name, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _boot(self) -> ServingError | None:
+    async def _boot(self) -> tuple[ServingError | None, bool]:
+        """Start a process and have it load the model; return why it did not, and if that is for good."""
         loop = asyncio.get_running_loop()
+        for_good = False
         self._started_at, begin = time.time(), time.monotonic()
         self._loaded = loop.create_future()
         try:
             channel = self._pool.launch(self.name, self._on_frame)
         except LoadError as failure:
-            return failure
+            return failure, isinstance(failure, _FOR_GOOD)
         self._channel = channel
-        channel.send(encode(FrameKind.LOAD, 0, wire.encode_json(self._load_message())))
+        load = wire.encode_load(self._spec, instance=self.number, device=self.device)
+        channel.send(encode(FrameKind.LOAD, 0, load))
         waited: list[asyncio.Future[Any]] = [self._loaded, channel.ended]
         await asyncio.wait(waited, timeout=self._spec.load_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if self._loaded.done():
             reported = self._loaded.result().get("error")
             if reported is None:
-                said = self._loaded.result()
-                self._pool.loaded(wire.decode_signature(said), wire.decode_completed(said))
-                self._log_load(time.monotonic() - begin)
-                return None
+                return self._take_loaded(self._loaded.result(), time.monotonic() - begin)
             error: ServingError = from_wire(reported)
-            await asyncio.wait([channel.ended], timeout=_RETIRE_S)
+            await asyncio.wait([channel.ended], timeout=RETIRE_S)
         elif not channel.ended.done():
             error = LoadError(f"the model did not load within {self._spec.load_timeout_s:g} s")
+            for_good = not self.settled.is_set()  # one that has loaded before may do so again
         else:
             error = LoadError("the worker ended while it loaded the model")
         channel.kill()
         ended = await channel.ended
         self.last_exit = ended.text
         if self._loaded.done() and isinstance(error, (LoadError, OutOfMemory)):  # the worker says why
-            return error
+            return error, isinstance(error, _FOR_GOOD)
         lines = [line for line in ended.lines if line.strip()]
         last = f"; last line: {lines[-1]}" if lines else ""
-        return LoadError(f"{error.message} ({ended.text}){last}", log=list(ended.lines))
+        return LoadError(f"{error.message} ({ended.text}){last}", log=list(ended.lines)), for_good
+
+    def _take_loaded(self, said: dict[str, Any], spent_s: float) -> tuple[ServingError | None, bool]:
+        try:
+            self._pool.loaded(wire.decode_signature(said), wire.decode_completed(said))
+        except ServingError as error:  # the model says of itself what cannot be: it would say it again
+            self.kill()
+            return error, True
+        self._log_load(spent_s)
+        return None, False
 
     def _log_load(self, spent_s: float) -> None:
         """Write MMS's metric of a load: its name is the worker's, its unit milliseconds."""
         where = f"#Level:Host|#hostname:{socket.gethostname()},timestamp:{int(time.time())}"
         _metrics_log.info("%s.ms:%d|%s", self.name, spent_s * 1000, where)
-
-    def _load_message(self) -> dict[str, Any]:
-        spec = self._spec
-        return {
-            "name": spec.name,
-            "path": spec.path,
-            "handler": spec.handler,
-            "batch_size": spec.batch_size,
-            "device": self.device,
-            "manifest": spec.manifest,
-            "decode_input_request": spec.decode_input_request,
-            "isolate_failures": spec.isolate_failures,
-            "config": spec.config,
-            "instance": self.number,
-            "scratch": spec.scratch,
-        }
 
     async def _serve(self) -> None:
         channel = self._channel
@@ -252,34 +254,23 @@ class Worker:
         self._clean_up(channel.ended.result())
 
     def _dispatch(self, jobs: list[Job]) -> None:
-        """Send a batch to the process. For the queue, which has been asked for it."""
-        batch, parts = Batch({}, jobs[0].enqueued_at), []
-        arena = None if self._channel is None else self._channel.arena
-        for job in jobs:
-            try:
-                if arena is not None:
-                    job.request = wire.share(job.request, arena)
-                parts.append(wire.encode_item(job.id, job.remaining_ms, job.request))
-            except InvalidRequest as error:
-                job.fail(error)
-                continue
-            except Exception:
-                _log.exception("request %s cannot be sent to a worker", job.request.id)
-                job.fail(ServingError("internal error"))
-                continue
-            batch.jobs[job.id] = job
-            job.on_death = self._cancel
-            batch.rows += job.size
-        if not parts or self._channel is None:
+        """Send a batch to the process, as far as a frame holds it. For the queue, which has been asked."""
+        channel = self._channel
+        assert channel is not None  # who asks has one
+        batch, parts, rest = pack(jobs, channel.arena, self._pool.max_frame_bytes)
+        if not parts:
             asyncio.get_running_loop().call_soon(self._ask_if_free)
             return
+        for job in batch.jobs.values():
+            job.on_death = self._cancel
         number = next(self._conversations)
         self._batches[number] = batch
         if len(self._batches) == 1:
             self._take_turn(batch)  # one sent ahead has its turn when the first is done
         self.state = WorkerState.BUSY
-        meta, buffers = wire.join_batch(parts)
-        self._channel.send(encode(FrameKind.BATCH, number, meta, buffers))
+        channel.send(encode(FrameKind.BATCH, number, *wire.join_batch(parts)))
+        if rest:
+            self._pool.queue.put_back(rest)
 
     def _ask_if_free(self) -> None:
         if self.state is WorkerState.READY and not self._batches:
@@ -412,7 +403,7 @@ class Worker:
         except Exception:
             _log.exception("%s: a defect in a call to another model", self.name)
             outcome = Outcome(0, error=ServingError("internal error"))
-        meta, buffers = wire.encode_outcome(outcome)
+        meta, buffers = wire.encode_outcome_within(outcome, self._pool.max_frame_bytes)
         if self._channel is not None:
             self._channel.send(encode(FrameKind.RESULT, frame.conversation, meta, buffers))
 

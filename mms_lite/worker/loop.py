@@ -28,6 +28,7 @@ from mms_lite.transport import (
     Marks,
     ProtocolError,
     encode,
+    frame_bytes,
 )
 from mms_lite.types import InferRequest
 from mms_lite.wire import Item, Outcome
@@ -206,9 +207,10 @@ class _Loop:
 
     def _emit(self, outcomes: Sequence[Outcome]) -> None:
         self._unanswered -= len(outcomes)
+        limit = self._connection.max_frame_bytes
         for outcome in outcomes:
             try:
-                meta, buffers = wire.encode_outcome(outcome)
+                meta, buffers = wire.encode_outcome_within(outcome, limit)
             except Exception:  # names that no frame can carry
                 traceback.print_exc()
                 error = HandlerError("Unsupported model output data type.")
@@ -219,7 +221,11 @@ class _Loop:
 
     def _send_metrics(self) -> None:
         if self._lines:
-            self._unsent += encode(FrameKind.METRICS, 0, wire.encode_lines(self._lines))
+            meta = wire.encode_lines(self._lines)
+            if frame_bytes(meta, ()) <= self._connection.max_frame_bytes:
+                self._unsent += encode(FrameKind.METRICS, 0, meta)
+            else:
+                print(f"worker: {len(self._lines)} metrics of {len(meta)} bytes are dropped", file=sys.stderr)
             self._lines = []
         self._lines_sent_at = time.monotonic()
         self._flush()

@@ -24,6 +24,7 @@ class ScriptedWorker:
         self.ended: asyncio.Future[Exit] = loop.create_future()
         self.threads = threads
         self.killed = False
+        self.deaf = False  # to STOP
         self._received: asyncio.Queue[Frame] = asyncio.Queue()
         self._exit = Exit("end of file", 0, ())
         ours, theirs = socket.socketpair()
@@ -92,7 +93,7 @@ class ScriptedWorker:
 
     def _hear(self, frame: Frame) -> None:
         self._received.put_nowait(frame)
-        if frame.kind is FrameKind.STOP:
+        if frame.kind is FrameKind.STOP and not self.deaf:
             asyncio.get_running_loop().call_soon(self.die, "exit code 0", 0)
 
     def _on_close(self, error: Exception | None) -> None:
@@ -108,6 +109,7 @@ class ScriptedLauncher:
 
     def __init__(self, *, loads: bool = True) -> None:
         self.loads = loads
+        self.max_frame_bytes = 1 << 30
         self.failures: list[Exception] = []  # raised by the next starts
         self.started: list[ScriptedWorker] = []
         self.specs: list[dict[str, Any]] = []

@@ -13,8 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mms_lite.engine.batcher import Job, JobQueue, batch_key, rows
+from mms_lite.engine.batcher import Job, JobQueue
+from mms_lite.engine.joining import batch_key, rows
 from mms_lite.errors import DeadlineExceeded, InvalidRequest, ModelNotReady, QueueFull, ServingError
+from mms_lite.shared import Arena
 from mms_lite.types import InferRequest, Tensor
 from mms_lite.wire import Outcome
 
@@ -55,6 +57,7 @@ class QueueModel(RuleBasedStateMachine):
         super().__init__()
         self.limit, self.batch_size = 6, 4
         self.queue = JobQueue(self.limit, batch_size=self.batch_size)
+        self.queue.batch_bytes = 3 * 12  # of rows that lie in a frame
         self.waiting: list[Job] = []
         self.askers: list[list[list[Job]]] = []  # what each was given: nothing yet
         self.held: list[Job] = []
@@ -112,25 +115,28 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule()
     def take_ahead(self) -> None:
-        expected = [] if self.askers else self.batch()
+        expected, full = ([], False) if self.askers else self.batch()
         taken_ahead = self.queue.take_ahead()
-        assert taken_ahead == (expected if sum(j.size for j in expected) >= self.batch_size else [])
+        assert taken_ahead == (expected if full else [])
         self.remove(taken_ahead)
 
-    def batch(self) -> list[Job]:
-        """What one who asked would be given."""
+    def batch(self) -> tuple[list[Job], bool]:
+        """What one who asked would be given, and whether nothing could join it."""
         live = [each for each in self.waiting if not each.expired]
         batch: list[Job] = []
         for each in live:
             if each.key != live[0].key:
                 continue
-            if batch and sum(j.size for j in batch) + each.size > self.batch_size:
-                break
+            if batch and sum(j.size for j in [*batch, each]) > self.batch_size:
+                return batch, True
+            if batch and sum(j.bytes for j in [*batch, each]) > self.queue.batch_bytes:
+                return batch, True
             batch.append(each)
-        return batch
+        rows_full = sum(j.size for j in batch) >= self.batch_size
+        return batch, rows_full or sum(j.bytes for j in batch) >= self.queue.batch_bytes
 
     def hand_out(self) -> None:
-        while self.askers and (expected := self.batch()):
+        while self.askers and (expected := self.batch()[0]):
             assert self.askers.pop(0) == [expected]
             self.remove(expected)
         self.remove([])
@@ -242,6 +248,59 @@ async def test_a_full_batch_does_not_wait_for_the_delay() -> None:
     assert await waiting == jobs
 
 
+async def test_a_batch_that_the_next_request_does_not_fit_into_does_not_wait_for_the_delay() -> None:
+    queue = JobQueue(10, batch_size=8, max_batch_delay_ms=30_000)
+    waiting, follows = next_batch(queue), next_batch(queue)
+    first, second = job(5), job(5)
+    queue.put(first)
+    assert not waiting.done()
+    queue.put(second)
+    assert waiting.result() == [first]
+    assert not follows.done()  # it has its own time to fill
+    queue.put(third := job(3))
+    assert follows.result() == [second, third]
+
+
+async def test_a_batch_that_the_next_request_does_not_fit_into_is_taken_ahead() -> None:
+    queue = JobQueue(10, batch_size=8)
+    queue.put(first := job(5))
+    assert queue.take_ahead() == []
+    queue.put(job(5))
+    assert queue.take_ahead() == [first]
+    assert queue.take_ahead() == []
+
+
+async def test_a_batch_holds_no_more_bytes_than_a_message_to_a_worker() -> None:
+    queue = JobQueue(10, batch_size=8, max_batch_delay_ms=30_000)
+    queue.batch_bytes = 5 * 12
+    jobs = [job(2) for _ in range(3)]
+    asked = next_batch(queue)
+    for each in jobs:
+        queue.put(each)
+    assert asked.result() == jobs[:2]
+    queue.put(fourth := job(2))
+    assert queue.take_ahead() == []
+    queue.put(large := job(6))
+    assert queue.take_ahead() == [jobs[2], fourth]
+    assert next_batch(queue).result() == [large]  # more than fits: what becomes of it is the worker's matter
+
+
+async def test_tensors_in_shared_memory_take_nothing_of_a_message_to_a_worker() -> None:
+    arena = Arena.create(1 << 20)
+    assert arena is not None
+    queue = JobQueue(10, batch_size=2, max_batch_delay_ms=30_000)
+    queue.batch_bytes = 100
+    jobs = []
+    for _ in range(2):
+        place = arena.take(3 << 10)
+        assert place is not None
+        jobs.append(Job(InferRequest("r", "m", inputs=[Tensor("x", "FP32", (1, 768), place)])))
+    asked = next_batch(queue)
+    for each in jobs:
+        queue.put(each)
+    assert asked.result() == jobs
+
+
 async def test_a_partial_batch_waits_for_the_delay_counted_from_its_oldest_job() -> None:
     queue = JobQueue(10, batch_size=4, max_batch_delay_ms=200)
     first, second = job(), job()
@@ -270,6 +329,30 @@ async def test_jobs_of_another_key_do_not_fill_a_batch_that_waits() -> None:
     queue.put(other)
     assert await taken(queue) == [first]
     assert await taken(queue) == [other]
+
+
+async def test_a_full_batch_of_another_key_goes_while_the_oldest_waits_for_more() -> None:
+    queue = JobQueue(20, batch_size=4, max_batch_delay_ms=150)
+    queue.put(oldest := job(name="a"))
+    asked = [next_batch(queue) for _ in range(3)]
+    other = [job(2, name="b"), job(name="c"), job(2, name="b")]
+    for each in other:
+        queue.put(each)
+    assert asked[0].result() == [other[0], other[2]]
+    assert not asked[1].done()
+    assert await asyncio.wait_for(asked[1], 5) == [oldest]
+    assert time.monotonic() - oldest.enqueued_at >= 0.14
+    assert await asyncio.wait_for(asked[2], 5) == [other[1]]
+
+
+async def test_full_batches_of_another_key_do_not_keep_the_oldest_waiting_beyond_its_delay() -> None:
+    queue = JobQueue(20, batch_size=2, max_batch_delay_ms=10_000)
+    queue.put(oldest := job(name="a"))
+    for _ in range(4):
+        queue.put(job(name="b"))
+    assert [each.key for each in await taken(queue)] == [job(name="b").key] * 2
+    oldest.enqueued_at -= 11
+    assert await taken(queue, 1.0) == [oldest]
 
 
 async def test_a_job_whose_deadline_comes_before_the_delay_ends_is_handed_out_in_time() -> None:

@@ -24,6 +24,7 @@ from mms_lite.errors import (
     ModelNotReady,
     OutOfMemory,
     QueueFull,
+    RequestTooLarge,
     ServingError,
     WorkerDied,
 )
@@ -670,6 +671,52 @@ async def test_a_batch_of_requests_that_cannot_cross_does_not_lose_its_worker(
     assert not worker.killed
 
 
+async def test_a_request_over_the_limit_of_a_frame_is_refused_alone_and_costs_no_worker(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    launcher.max_frame_bytes = 1000
+    model, (worker,) = await loaded(make_model, launcher, batch_size=2, max_batch_delay_ms=5_000)
+    asked = [send(model, body) for body in (b"0", bytes(1000), b"2", b"3")]
+    serving = begin(worker.serve())
+    error = await refused(asked[1], RequestTooLarge, "max_frame_bytes is 1000")
+    assert (error.http, error.grpc) == (413, "RESOURCE_EXHAUSTED")
+    assert [await result(asked[place]) for place in (0, 2, 3)] == [b"0", b"2", b"3"]
+    assert not worker.killed
+    serving.cancel()
+
+
+async def test_what_finds_no_room_in_a_frame_goes_with_the_next_in_its_order(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    launcher.max_frame_bytes = 1000
+    model, (worker,) = await loaded(make_model, launcher, batch_size=4, max_batch_delay_ms=100)
+    headers = [("a", "b" * 200)]  # of a frame too, but known only once it is packed
+    asked = [send(model, b"%d" % n + bytes(100), headers=headers) for n in range(4)]
+    for expected in ((0, 1), (2, 3)):
+        number, items = await worker.hear_batch()
+        assert [bytes(item.request.inputs[0].data[:1]) for item in items] == [b"%d" % n for n in expected]
+        worker.begin(number)
+        for item in items:
+            worker.answer(number, item)
+    assert [(await result(task))[:1] for task in asked] == [b"0", b"1", b"2", b"3"]
+    waits = model.metrics.queue_s
+    assert sum(waits.counts) == 4  # each was counted once
+    assert not worker.killed
+
+
+async def test_what_finds_no_room_in_a_frame_goes_to_an_idle_worker(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    launcher.max_frame_bytes = 1000
+    model, workers = await loaded(make_model, launcher, 2, batch_size=2, max_batch_delay_ms=5_000)
+    asked = [send(model, body, headers=[("a", "b" * 500)]) for body in (b"1", b"2", b"3")]
+    for place, worker in enumerate(workers):
+        number, (item,) = await worker.hear_batch()
+        worker.begin(number)
+        worker.answer(number, item)
+        assert await result(asked[place]) == b"%d" % (place + 1)
+
+
 def answer_for_a_stranger() -> tuple[FrameKind, bytes]:
     return FrameKind.OUTCOME, wire.encode_outcome(Outcome(2**40))[0]
 
@@ -721,10 +768,7 @@ async def test_a_worker_that_talks_nonsense_is_killed_and_replaced(
 @pytest.mark.time_limit(20)
 @pytest.mark.parametrize(
     "report",
-    [
-        *(b"noise", b"[]", b'{"error": 5}', b'{"error": {"code": []}}'),
-        *(b'{"config": [1]}', b'{"config": {"input": 5}}', b'{"config": {"max_batch_size": -1e99}}'),
-    ],
+    [b"noise", b"[]", b'{"error": 5}', b'{"error": {"code": []}}', b'{"config": [1]}'],
 )
 async def test_a_worker_that_reports_nonsense_instead_of_loading_is_a_failed_load(
     make_model: Make, launcher: ScriptedLauncher, report: bytes
@@ -737,6 +781,35 @@ async def test_a_worker_that_reports_nonsense_instead_of_loading_is_a_failed_loa
         worker.say(FrameKind.LOADED, 0, report)
         worker.die("exit code 3 (load failed)", 3)
     await refused(scaling, LoadError)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"input": 5}, "input"),
+        ({"max_batch_size": -1e99}, "max_batch_size"),
+        (
+            {"max_batch_size": 4, "dynamic_batching": {"preferred_batch_size": [9]}},
+            "^dynamic batching preferred size must be <= max batch size for m$",
+        ),
+    ],
+)
+async def test_a_model_that_completes_its_configuration_wrongly_is_told_so_and_not_tried_again(
+    make_model: Make,
+    launcher: ScriptedLauncher,
+    caplog: pytest.LogCaptureFixture,
+    said: dict[str, Any],
+    why: str,
+) -> None:
+    launcher.loads = False
+    model = make_model(launcher, config={"name": "m", "max_batch_size": 0})
+    scaling = begin(model.scale(1, 1))
+    worker = await launcher.worker()
+    worker.say_loaded(config=said)
+    await refused(scaling, LoadError, why)
+    assert len(launcher.started) == 1
+    assert worker.killed
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_three_failures_to_load_are_the_end_and_the_reason_is_told(
@@ -793,12 +866,31 @@ async def test_a_worker_that_ends_while_it_loads_is_reported_with_its_last_line(
     assert error.details["log"][0] == "first line"
 
 
-async def test_a_load_over_its_time_is_killed(make_model: Make, launcher: ScriptedLauncher) -> None:
+async def test_a_load_over_its_time_is_killed_and_not_tried_again(
+    make_model: Make, launcher: ScriptedLauncher
+) -> None:
     launcher.loads = False
     model = make_model(launcher, load_timeout_s=0.05)
     await refused(begin(model.scale(1, 1)), LoadError, "0.05 s")
-    assert len(launcher.started) == 3
-    assert all(worker.killed for worker in launcher.started)
+    (worker,) = launcher.started
+    assert worker.killed
+
+
+async def test_a_worker_that_served_before_and_loads_too_slowly_is_tried_again(
+    make_model: Make, launcher: ScriptedLauncher, send: Send
+) -> None:
+    model, (worker,) = await loaded(make_model, launcher, load_timeout_s=0.3)
+    launcher.loads = False
+    worker.die()
+    slow = await launcher.worker()
+    await asyncio.wait([slow.ended], timeout=5)
+    assert slow.killed
+    launcher.loads = True
+    restarted = await launcher.worker()
+    asked = send(model)
+    number, (item,) = await restarted.hear_batch()
+    restarted.answer(number, item)
+    assert await result(asked) == b"hello"
 
 
 async def test_a_launcher_that_fails_is_tried_three_times(
@@ -933,6 +1025,20 @@ async def test_a_call_that_fails_in_an_unforeseen_way_is_still_answered(
     assert wire.decode_outcome(frame).error is not None
 
 
+async def test_an_answer_to_a_call_over_the_limit_of_a_frame_is_an_error(
+    make_model: Make, launcher: ScriptedLauncher
+) -> None:
+    async def call(item: Item) -> Outcome:
+        return Outcome(item.job_id, outputs=[Tensor("y", "UINT8", (2000,), bytearray(2000))])
+
+    launcher.max_frame_bytes = 1000
+    _, (worker,) = await loaded(make_model, launcher, call=call)
+    question = wire.encode_item(0, None, InferRequest(id="sub", model="m"))
+    worker.say(FrameKind.CALL, 7, *wire.join_batch([question]))
+    error = wire.decode_outcome(await worker.hear(FrameKind.RESULT)).error
+    assert error is not None and "max_frame_bytes is 1000" in error.message
+
+
 async def test_a_malformed_call_is_answered_with_an_error(
     make_model: Make, launcher: ScriptedLauncher
 ) -> None:
@@ -1023,6 +1129,49 @@ async def test_a_worker_that_does_not_finish_in_its_grace_is_killed_and_its_clie
     assert worker.killed
     await refused(held, WorkerDied)
     await refused(waiting, ModelNotReady, "unloaded")
+
+
+async def test_a_worker_that_was_told_to_stop_has_what_is_left_of_the_grace(
+    make_model: Make, launcher: ScriptedLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mms_lite.engine.worker.RETIRE_S", 0.05)
+    model, (worker,) = await loaded(make_model, launcher)
+    worker.deaf = True
+    closing = begin(model.close(drain_s=10))
+    await worker.hear(FrameKind.STOP)
+    done, _ = await asyncio.wait([closing], timeout=0.3)
+    assert not (done or worker.killed)
+    worker.die("exit code 0", 0)
+    await asyncio.wait_for(closing, 5)
+    assert worker.ended.result().code == 0
+
+
+async def test_a_worker_that_does_not_end_when_told_to_is_killed_and_the_log_says_so(
+    make_model: Make,
+    launcher: ScriptedLauncher,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("mms_lite.engine.worker.RETIRE_S", 0.05)
+    model, (worker,) = await loaded(make_model, launcher)
+    worker.deaf = True
+    await asyncio.wait_for(model.close(drain_s=0.1), 5)
+    assert worker.killed
+    assert "W-m-0 is killed: told to stop, it did not end" in caplog.text
+
+
+async def test_closing_does_not_wait_for_a_scale_down_whose_worker_does_not_end(
+    make_model: Make, launcher: ScriptedLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("worker.RETIRE_S", "pool.RETIRE_S", "pool._MARGIN_S"):
+        monkeypatch.setattr(f"mms_lite.engine.{name}", 0.05)
+    model, (worker,) = await loaded(make_model, launcher, response_timeout_s=600.0)
+    worker.deaf = True
+    scaling = begin(model.scale(0, 0))
+    await worker.hear(FrameKind.STOP)
+    await asyncio.wait_for(model.close(drain_s=0.05), 5)
+    assert worker.killed
+    await refused(scaling, ModelNotReady)
 
 
 async def test_a_worker_that_dies_in_the_moment_it_retires_leaves_no_client_waiting(

@@ -25,7 +25,15 @@ import pytest
 from asking import begin, body
 
 from mms_lite.engine.launcher import ProcessLauncher
-from mms_lite.errors import DeadlineExceeded, HandlerError, LoadError, OutOfMemory, QueueFull, WorkerDied
+from mms_lite.errors import (
+    DeadlineExceeded,
+    HandlerError,
+    LoadError,
+    OutOfMemory,
+    QueueFull,
+    RequestTooLarge,
+    WorkerDied,
+)
 from mms_lite.types import InferRequest, VersionState
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process groups and /proc as on Linux")
@@ -471,19 +479,22 @@ async def test_restarts_and_reloads_leak_no_descriptor(
 
 
 @pytest.mark.time_limit(20)
-async def test_a_request_over_the_frame_limit_fails_alone_and_does_not_come_back_for_ever(
+async def test_requests_that_one_frame_cannot_hold_are_answered_and_one_over_its_limit_is_refused(
     processes: Bench, ask: Ask, still_serves: Check
 ) -> None:
     processes.launcher = launcher_with(dict(os.environ))  # frames of 1 MiB
-    await processes.load("echo")
-    asked = begin(processes.engine.infer(ask("echo", bytes(2 << 20))))
-    done, _ = await asyncio.wait([asked], timeout=4)
-    asked.cancel()
-    assert done, "the request was put back again and again"
+    await processes.load("echo", batch_size=8, max_batch_delay_ms=100)
+    sizes = (400 << 10, 400 << 10, 2 << 20, 400 << 10, 1, 1000 << 10)
+    asked = [begin(processes.engine.infer(ask("echo", bytes(size)))) for size in sizes]
+    with pytest.raises(RequestTooLarge, match="max_frame_bytes is 1048576"):
+        await asyncio.wait_for(asked.pop(2), 10)
+    assert [len(body(await asyncio.wait_for(each, 10))) for each in asked] == [*sizes[:2], *sizes[3:]]
+    (worker,) = processes.engine.describe("echo").workers
+    assert worker.restarts == 0
     await still_serves(processes, "echo")
 
 
-async def test_an_answer_over_the_frame_limit_fails_its_batch_only(
+async def test_an_answer_over_the_frame_limit_fails_alone(
     processes: Bench, ask: Ask, still_serves: Check
 ) -> None:
     processes.launcher = launcher_with(dict(os.environ))
@@ -492,9 +503,13 @@ async def test_an_answer_over_the_frame_limit_fails_its_batch_only(
         "def handle(data, context):\n"
         "    return data and [b'x' * (2 << 20) if d['body'] == b'big' else b'ok' for d in data]\n"
     )
-    await processes.load("echo", "big")
-    with pytest.raises(WorkerDied, match="over the limit"):
-        await asyncio.wait_for(processes.engine.infer(ask("big", b"big")), 10)
+    await processes.load("echo", "big", batch_size=2, max_batch_delay_ms=5_000)
+    big, mate = [begin(processes.engine.infer(ask("big", each))) for each in (b"big", b"small")]
+    with pytest.raises(HandlerError, match="max_frame_bytes is 1048576"):
+        await asyncio.wait_for(big, 10)
+    assert body(await mate) == b"ok"
+    (worker,) = processes.engine.describe("big").workers
+    assert worker.restarts == 0
     await still_serves(processes, "big")
 
 

@@ -30,6 +30,8 @@ MODEL = """
 import json, os, pathlib
 import beside
 import numpy as np
+import random
+import secrets
 import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
@@ -42,6 +44,7 @@ class TritonPythonModel:
     def answer(self, request):
         x = pb_utils.get_input_tensor_by_name(request, "x")
         said = {"cwd": os.getcwd(), "beside": beside.__file__, "shape": x and x.shape()}
+        said |= {"random": random.__file__, "beside_says": beside.SAYS}
         found = [pb_utils.Tensor("said", np.array([json.dumps(said)], object))]
         if x is not None:
             found.append(pb_utils.Tensor("y", x.as_numpy().T))
@@ -56,13 +59,16 @@ class Site:
         self.version, self.work, stored = root / "models" / "m" / "1", root / "work", root / "stored"
         for folder in (self.version, self.work, stored):
             folder.mkdir(parents=True)
-        for name, text in (("model.py", MODEL), ("beside.py", "")):
+        self.files = {"model.py": MODEL, "beside.py": "SAYS = 1\n"}
+        for name, text in self.files.items():
             (stored / f"{name}.blob").write_text(text)
             (self.version / name).symlink_to(stored / f"{name}.blob")
         (self.version.parent / "config.pbtxt").write_text(CONFIG)
         defaults = Defaults(workers=1, queue_size=9, response_timeout_s=20.0, load_timeout_s=20.0)
         repository = TritonRepository(root / "models", self.work, defaults)
-        launcher = ProcessLauncher(max_frame_bytes=1 << 20)
+        # As users have it: Python may keep what it makes of their code.
+        environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        launcher = ProcessLauncher(max_frame_bytes=1 << 20, environ=environ)
         self.engine = Engine(repository, launcher, cores=2, unload_s=5)
 
     async def ask(self, *arrays: np.ndarray) -> tuple[InferResponse, dict[str, Any]]:
@@ -87,7 +93,7 @@ async def test_a_model_works_in_a_folder_of_its_own_which_goes_with_it(site: Sit
     assert site.work in folder.parents
     assert (folder / "notes.txt").read_text() == "m_0_0"
     assert os.listdir(folder) == ["notes.txt"]
-    assert {each.name for each in site.version.iterdir()} - {"__pycache__"} == {"model.py", "beside.py"}
+    assert {each.name for each in site.version.iterdir()} == set(site.files)
     assert said["beside"] == str(site.version / "beside.py")
     await site.engine.unload_model("m")
     assert list(site.work.iterdir()) == []
@@ -117,3 +123,20 @@ async def test_the_model_sees_the_shape_of_reshape_and_the_client_dims(site: Sit
     _, signature = site.engine.interface("m")
     assert [str(each) for each in signature.inputs] == ["x FP32 [4]"]
     assert [str(each) for each in signature.outputs] == ["said BYTES [1]", "y FP32 [4]"]
+
+
+async def test_files_beside_the_model_may_be_called_as_handlers_and_pythons_modules_are(site: Site) -> None:
+    for name in ("tensor", "random", "platform", "numbers", "secrets"):
+        (site.version / f"{name}.py").write_text("raise RuntimeError('this is not the module')")
+    await site.engine.load_model("m")
+    _, said = await site.ask()
+    assert not Path(said["random"]).is_relative_to(site.version)
+
+
+async def test_code_is_read_anew_also_where_its_file_looks_as_it_did(site: Site) -> None:
+    before = (site.version / "beside.py").stat()
+    (site.version / "beside.py").write_text("SAYS = 2\n")
+    os.utime(site.version / "beside.py", ns=(before.st_atime_ns, before.st_mtime_ns))
+    await site.engine.load_model("m")
+    _, said = await site.ask()
+    assert said["beside_says"] == 2

@@ -1,5 +1,6 @@
 """The worker's side of the conversation, spoken to frame by frame over a socket pair."""
 
+import re
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ class Server:
     """The server's end, with the worker's loop on a thread at the other."""
 
     def __init__(self) -> None:
+        self.max_frame_bytes = 1 << 30
         ours, theirs = socket.socketpair()
         ours.settimeout(10)
         self._ours, self._theirs = ours, theirs
@@ -41,7 +43,7 @@ class Server:
         self._thread.start()
 
     def _run(self) -> None:
-        self.code = loop.run(BlockingConnection(self._theirs), self.marks)
+        self.code = loop.run(BlockingConnection(self._theirs, self.max_frame_bytes), self.marks)
         self._theirs.close()
 
     def load(self, path: Path, **settings: Any) -> dict[str, Any]:
@@ -359,3 +361,47 @@ def test_an_output_whose_name_cannot_travel_fails_alone(server: Server, store: A
     server.send(FrameKind.BATCH, 5, *wire.join_batch(parts))
     outcomes = [server.hear_outcome() for _ in parts]
     assert [(each.job_id, each.error is None) for each in outcomes] == [(1, True), (2, False), (3, True)]
+
+
+@pytest.fixture
+def narrow() -> Iterator[Server]:
+    """A server whose worker may send frames of a thousand bytes."""
+    server = Server()
+    server.max_frame_bytes = 1000
+    server.start()
+    yield server
+    server.close()
+
+
+def handler(store: Any, source: str) -> Path:
+    folder: Path = store.add("echo", "m")
+    (folder / "service.py").write_text(source)
+    return folder
+
+
+def test_an_answer_over_the_limit_of_a_frame_is_an_error_of_its_own(narrow: Server, store: Any) -> None:
+    source = "def handle(data, context):\n    return data and [bytes(int(d['body'])) for d in data]\n"
+    narrow.load(handler(store, source))
+    narrow.send(FrameKind.BATCH, 5, *batch(b"1", b"2000", b"850"))
+    outcomes = [narrow.hear_outcome() for _ in range(3)]
+    assert [each.job_id for each in outcomes] == [1, 2, 3]
+    assert [len(outcomes[place].outputs[0].data) for place in (0, 2)] == [1, 850]
+    error = outcomes[1].error
+    assert isinstance(error, HandlerError)
+    assert re.fullmatch(r"The answer takes 2103 bytes .*; max_frame_bytes is 1000\.", error.message)
+
+
+def test_metrics_over_the_limit_of_a_frame_are_dropped(narrow: Server, store: Any) -> None:
+    source = """
+def handle(data, context):
+    for number in range(int(data[0]["body"]) if data else 0):
+        context.metrics.add_counter(f"m{number}", 1)
+    return data and [b"fine"]
+"""
+    narrow.load(handler(store, source))
+    narrow.send(FrameKind.BATCH, 1, *batch(b"50"))
+    assert narrow.hear_outcome().error is None
+    narrow.send(FrameKind.STOP, 0)
+    assert narrow.exit_code() == ExitCode.STOPPED
+    with pytest.raises(ConnectionClosed):  # and no METRICS frame before the end
+        narrow.connection.recv()
