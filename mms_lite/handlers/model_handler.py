@@ -102,6 +102,7 @@ class ModelHandler:
             reshaped(open_backend(self.package.backend, backend), self.package.model_config),
             allow_nan=self.settings.allow_nan,
             batch=backend.batch,
+            config=self.package.model_config,
         )
         try:
             self.prepare()

@@ -53,15 +53,24 @@ def enter_model_folder(path, handler, scratch):
     # type: (str, str, str | None) -> None
     """Put `path`, the handler's folder and the `mms` names on `sys.path`, and make `path` the working folder.
 
-    Instead of it `scratch`, which is made: a model of a repository shall write nothing beside its files.
+    A model of a repository has a `scratch`, which is made, as working folder: it shall write nothing beside
+    its files. Its `path` comes last, as in Triton: what is installed goes before a file of the same name.
     """
-    if scratch is not None:
-        os.makedirs(scratch, exist_ok=True)
-    os.chdir(path if scratch is None else scratch)
-    folder = os.path.dirname(handler.partition(":")[0])
-    own = [os.path.join(path, folder)] if folder else []
     given = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     rest = [p for p in sys.path if p not in given]
+    if scratch is not None:
+        from mms_lite.worker import sources
+
+        os.makedirs(scratch, exist_ok=True)
+        os.chdir(scratch)
+        sources.keep_no_bytecode(os.path.dirname(path))
+        sys.path[:] = given + rest
+        sys.path.insert(len(given), COMPAT)
+        sys.path.append(path)
+        return
+    os.chdir(path)
+    folder = os.path.dirname(handler.partition(":")[0])
+    own = [os.path.join(path, folder)] if folder else []
     sys.path[:] = own + given + [path, COMPAT] + rest
 
 

@@ -6,7 +6,6 @@ Apart from `handler`, which calls what is found here.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -17,11 +16,13 @@ from typing import Any
 
 from mms_lite.errors import BackendMissing, LoadError
 from mms_lite.types import Signature
+from mms_lite.worker import sources
 from mms_lite.worker.context import Context
 
 Call = Callable[[Any, Context], Any]
 
-# Handlers that need no code in the archive; a file of the same name in it comes first.
+# Handlers that need no code in the archive; a file of the same name in it comes first. Models of a Triton
+# repository have no handlers of their own: there such a file is a module as any.
 READY_MADE = {
     "image_classifier": "ImageClassifier",
     "object_detector": "ObjectDetector",
@@ -55,7 +56,8 @@ def find(handler: str, context: Context) -> Entry:
         Exception: whatever the user's code raises.
     """
     path = context.system_properties["model_dir"]
-    if handler in READY_MADE and not os.path.isfile(os.path.join(path, f"{handler}.py")):
+    in_repository = context.model_config is not None
+    if handler in READY_MADE and (in_repository or not os.path.isfile(os.path.join(path, f"{handler}.py"))):
         module = _ready_made(handler)
         handler = f"{handler}:{READY_MADE[handler]}"
     else:
@@ -142,14 +144,4 @@ def _import(file: str, path: str) -> ModuleType:
             ) from error
     if name in sys.modules:
         name = f"handler_{name}"  # a model may name its file as the standard library names a module
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise LoadError(f"the handler {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]  # as an import statement would
-        raise
-    return module
+    return sources.import_file(name, source)

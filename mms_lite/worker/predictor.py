@@ -27,14 +27,26 @@ class Predictor:
     """A loaded model. With `allow_nan` a NaN in an input is passed on to the model.
 
     `batch` says whether the rows of the first axis are independent of each other; None leaves it to be seen.
+    `config` is what a Triton repository says of the model: with a max_batch_size each input has an axis for
+    the batch, and the model never gets more rows at once.
     """
 
-    def __init__(self, backend: Backend, *, allow_nan: bool = False, batch: bool | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        allow_nan: bool = False,
+        batch: bool | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.signature = Signature(tuple(backend.inputs), tuple(backend.outputs))
         self.metadata = backend.metadata
         self._backend = backend
         self._by_request = backend if isinstance(backend, RequestBackend) else None
         self._optional = self._by_request.optional if self._by_request is not None else ()
+        stated = (self._by_request.config if self._by_request is not None else config) or {}
+        self._name = str(stated.get("name", ""))
+        self._most_rows = int(stated.get("max_batch_size", 0))  # 0: no limit
         self._allow_nan = allow_nan
         self._batch = batch
         self._joins = batch  # whether requests of different clients are joined; None until it was tried
@@ -120,6 +132,8 @@ class Predictor:
             _check(self.input(name), array)
             if not self._allow_nan and _has_nan(array):
                 raise BadTensor(f"input {name!r} has elements that are not numbers (NaN)")
+        if self._most_rows:
+            self._check_rows(inputs)
         wanted_outputs.check(outputs, self._outputs)
 
     def warm_up(self) -> None:
@@ -150,6 +164,17 @@ class Predictor:
             found[spec.name] = (shape, DTYPES[spec.datatype])
         return found
 
+    def _check_rows(self, inputs: Mapping[str, Array]) -> None:
+        """Check that inputs have the same number of rows, and not too many; the words are Triton's."""
+        rows: int | None = None
+        for name, array in inputs.items():
+            have = len(array) if array.ndim else 0
+            if rows not in (None, have):
+                raise BadTensor(f"input {name!r} batch size does not match other inputs for {self._name!r}")
+            rows = have
+        if rows is not None and rows > self._most_rows:
+            raise BadTensor(f"inference request batch-size must be <= {self._most_rows} for {self._name!r}")
+
     def _takes(self) -> str:
         return f"the model takes: {'; '.join(map(str, self.signature.inputs)) or 'no inputs'}"
 
@@ -170,13 +195,19 @@ class Predictor:
         return all(_nearly_equal([found[name] for found in alone], array) for name, array in together.items())
 
     def _groups(self, requests: Mapping[int, Request]) -> list[list[int]]:
-        """Return the places of the requests that run together."""
-        if self._by_request is not None:
-            return [list(requests)] if requests else []
+        """Return the places of the requests that run together: no more rows than the model takes."""
         groups: dict[object, list[int]] = defaultdict(list)
+        rows: dict[object, int] = {}
+        found = []
         for index, inputs in requests.items():
-            groups[self._key(index, inputs)].append(index)
-        return list(groups.values())
+            key = None if self._by_request is not None else self._key(index, inputs)
+            more = _rows(inputs) if self._most_rows else 0
+            if key in rows and rows[key] + more > self._most_rows > 0:
+                found.append(groups.pop(key))
+                rows[key] = 0
+            groups[key].append(index)
+            rows[key] = rows.get(key, 0) + more
+        return [*found, *groups.values()]
 
     def _key(self, index: int, inputs: Mapping[str, Array]) -> object:
         rows = {array.shape[0] for array in inputs.values() if array.ndim}
@@ -218,6 +249,10 @@ class Predictor:
         ends = np.cumsum(counts)[:-1]
         pieces = {name: np.split(array, ends) for name, array in found.items()}
         return [{name: parts[index] for name, parts in pieces.items()} for index in range(len(requests))]
+
+
+def _rows(inputs: Mapping[str, Array]) -> int:
+    return next((len(array) for array in inputs.values() if array.ndim), 0)
 
 
 def _nearly_equal(rows: Sequence[Array], together: Array) -> bool:

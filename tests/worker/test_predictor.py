@@ -317,3 +317,39 @@ def test_a_batch_that_is_denied_is_never_made() -> None:
     backend.asked.clear()
     assert values(predictor.infer_each([row(1, 0), row(2, 10)])) == [[2], [14]]
     assert len(backend.asked) == 2
+
+
+LIMITED = {"name": "m", "max_batch_size": 4}
+
+
+def test_a_limit_of_rows_holds_for_each_request_and_for_those_that_are_joined() -> None:
+    backend = Sum()
+    predictor = Predictor(backend, batch=True, config=LIMITED)
+    answers = predictor.infer_each([row(1, 0, rows=count) for count in (2, 1, 2, 5, 4, 1)])
+    assert [len(each["y"]) if isinstance(each, dict) else each.message for each in answers] == [
+        *(2, 1, 2),
+        "inference request batch-size must be <= 4 for 'm'",
+        *(4, 1),
+    ]
+    assert [len(inputs["a"]) for inputs, _ in backend.asked] == [3, 2, 4, 1]
+    with pytest.raises(BadTensor, match="batch-size must be <= 4"):
+        predictor.infer(row(1, 0, rows=5))
+
+
+def test_inputs_of_a_model_with_a_limit_of_rows_agree_about_them() -> None:
+    odd = {"a": np.ones((2, 2), np.float32), "b": np.ones(1, np.int64)}
+    for backend in (Sum(), OneByOne()):
+        backend.config = LIMITED
+        predictor = Predictor(backend, batch=True, config=LIMITED)
+        _, refused = predictor.infer_each([row(1, 0), odd])
+        assert isinstance(refused, BadTensor)
+        assert refused.message == "input 'b' batch size does not match other inputs for 'm'"
+
+
+def test_a_backend_that_takes_requests_gets_no_more_rows_together_than_its_own_limit() -> None:
+    backend = OneByOne()
+    backend.config = LIMITED
+    predictor = Predictor(backend, batch=True, config={"max_batch_size": 0})
+    answers = predictor.infer_each([row(1, 0, rows=count) for count in (2, 1, 2, 5, 4, 1)])
+    assert [[len(each["a"]) for each in batch] for batch in backend.batches] == [[2, 1], [2], [4], [1]]
+    assert [isinstance(each, BadTensor) for each in answers] == [False, False, False, True, False, False]

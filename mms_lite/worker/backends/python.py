@@ -6,11 +6,10 @@ It hides Triton's conventions: how the file is imported, what `execute` is given
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +18,7 @@ from mms_lite.errors import BadTensor, HandlerError, InvalidArchive, ServingErro
 from mms_lite.tensors import Array
 from mms_lite.types import TensorSpec
 from mms_lite.worker import outputs as wanted_outputs
+from mms_lite.worker import sources
 from mms_lite.worker.backends import Answer, BackendSettings, Request, python_config
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
 
@@ -70,7 +70,6 @@ class PythonBackend:
         self._names = [spec.name for spec in outputs]
         self._name = str(config["name"])
         self._instance = instance
-        self._most_rows = int(config["max_batch_size"])
         self._loop: asyncio.AbstractEventLoop | None = None  # of an `execute` that is a coroutine
 
     @classmethod
@@ -95,7 +94,7 @@ class PythonBackend:
         """Run the model once; see `Backend`.
 
         Raises:
-            BadTensor: the model answers so, or takes fewer rows.
+            BadTensor: the model answers so.
             HandlerError: the model answers with an error, without an output, or with nonsense.
         """
         (answer,) = self.infer_requests([Request(inputs, outputs=outputs)])
@@ -107,24 +106,13 @@ class PythonBackend:
         return answer
 
     def infer_requests(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
-        """Answer each request; as many go to `execute` together as the model takes rows.
+        """Answer each request; all go to `execute` together.
 
         Raises:
             HandlerError: `execute` raised something, or returned no list of responses.
         """
-        answers: list[Answer | ServingError | None] = [None] * len(requests)
-        fitting = []
-        for index, request in enumerate(requests):
-            if 0 < self._most_rows < _rows(request):
-                text = f"inference request batch-size must be <= {self._most_rows} for {self._name!r}"
-                answers[index] = BadTensor(text)
-            else:
-                fitting.append(index)
-        for together in self._batches(requests, fitting):
-            found = self._execute([requests[index] for index in together])
-            for index, answer in zip(together, found, strict=True):
-                answers[index] = answer
-        return [answer for answer in answers if answer is not None]
+        responses = self._execute(requests)
+        return [self._answer(each, request) for each, request in zip(responses, requests, strict=True)]
 
     def close(self) -> None:
         """Let the model finalize, and let go of it."""
@@ -135,20 +123,7 @@ class PythonBackend:
         if loop is not None:
             loop.close()
 
-    def _batches(self, requests: Sequence[Request], places: Sequence[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        rows = 0
-        for place in places:
-            more = _rows(requests[place])
-            if batch and 0 < self._most_rows < rows + more:
-                yield batch
-                batch, rows = [], 0
-            batch.append(place)
-            rows += more
-        if batch:
-            yield batch
-
-    def _execute(self, requests: Sequence[Request]) -> list[Answer | ServingError]:
+    def _execute(self, requests: Sequence[Request]) -> list[Any]:
         try:
             responses = self._model.execute([self._ask(request) for request in requests])
             if inspect.iscoroutine(responses):
@@ -156,7 +131,7 @@ class PythonBackend:
                 responses = self._loop.run_until_complete(responses)
         except MemoryError:
             raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError, SystemExit) as error:  # no reason to end the worker
             traceback.print_exc()
             raise self._failure(f"{type(error).__name__}: {error}") from error
         if not isinstance(responses, list):
@@ -167,7 +142,7 @@ class PythonBackend:
                 f"InferenceRequest(s) size is:{len(requests)}, "
                 f"and InferenceResponse(s) size is:{len(responses)}"
             )
-        return [self._answer(each, request) for each, request in zip(responses, requests, strict=True)]
+        return responses
 
     def _ask(self, request: Request) -> pb_utils.InferenceRequest:
         said = request.parameters
@@ -213,22 +188,16 @@ def _import(source: Path, *, in_repository: bool) -> ModuleType:
     """Import the file, which may import other modules of its folder, and of the model's in a repository."""
     folder, model_folder = str(source.parent), str(source.parent.parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.insert(len(sys.path) if in_repository else 0, folder)
     if in_repository and model_folder not in sys.path:
         sys.path.append(model_folder)
     name = source.stem if source.stem not in sys.modules else f"python_backend_{source.stem}"
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise InvalidArchive(f"{source.name} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return sources.import_file(name, str(source))
     except MemoryError:
         raise
     except Exception as error:
         raise InvalidArchive(f"{_place(error, source)}: {_said(error)}") from error
-    return module
 
 
 def _place(error: Exception, source: Path) -> str:
@@ -255,10 +224,6 @@ def _model_class(module: ModuleType, source: Path) -> Any:
     if not callable(getattr(found, "execute", None)):
         raise InvalidArchive(f"the class {_CLASS} of {source.name} has no method execute")
     return found
-
-
-def _rows(request: Request) -> int:
-    return max((len(array) for array in request.values() if array.ndim), default=0)
 
 
 def _no_output(name: str, found: Mapping[str, Array]) -> HandlerError:

@@ -15,6 +15,7 @@ from mms_lite.types import TensorSpec
 from mms_lite.worker.backends import BackendSettings, Request
 from mms_lite.worker.backends.python import PythonBackend
 from mms_lite.worker.compat import triton_python_backend_utils as pb_utils
+from mms_lite.worker.predictor import Predictor
 
 UTILS = "triton_python_backend_utils"
 X = TensorSpec("x", "FP32", (-1, 3))
@@ -111,7 +112,7 @@ def test_a_model_may_state_its_own_tensors_with_their_batch_apart(open_model):
     assert list(model.outputs) == [TensorSpec("y", "BYTES", (-1, 1))]
     assert model.infer({"x": ROWS}, ["y"])["y"].tolist() == [["3.0"], ["3.0"]]
     with pytest.raises(BadTensor, match=r"^inference request batch-size must be <= 4 for 'model'$"):
-        model.infer({"x": np.ones((5, 3), np.float32)}, ["y"])
+        Predictor(model).infer({"x": np.ones((5, 3), np.float32)}, ["y"])
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,27 @@ def test_an_answer_that_is_none_is_the_models_fault(open_model, body, message):
         open_model(execute(body)).infer({"x": ROWS}, ["y"])
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise __import__('asyncio').CancelledError('no')", "CancelledError: no"),
+    ],
+)
+def test_what_would_end_the_worker_is_an_error_of_the_request(open_model, kind, statement, said):
+    text = execute(
+        "x = requests[0].inputs()[0].as_numpy()\n"
+        f"if x.min() < 0: {statement}\n"
+        "return [pb_utils.InferenceResponse([pb_utils.Tensor('y', x)])]"
+    )
+    model = open_model(text.replace("def execute", f"{kind} execute"))
+    with pytest.raises(HandlerError, match=f"^{FAILED}{said}$"):
+        model.infer({"x": -ROWS}, ["y"])
+    assert model.infer({"x": ROWS}, ["y"])["y"].tolist() == ROWS.tolist()
+    model.close()
+
+
 IDENTIFYING = """class TritonPythonModel:
     def initialize(self, args):
         self.executed = []
@@ -250,20 +272,6 @@ def test_execute_is_given_the_requests_of_a_batch_as_they_came_and_answers_each(
     assert first.parameters == {"top": 3, "id": "first", "sequence": "s", "flags": 1, "timeout": 500}
     assert last.parameters == {"id": "", "sequence": 7, "flags": 2, "timeout": 0}
     assert (type(failed), failed.message) == (HandlerError, "negative")
-
-
-def test_no_more_rows_go_to_execute_together_than_the_model_takes(open_model):
-    text = IDENTIFYING + "    @staticmethod\n    def auto_complete_config(config):\n"
-    text += "        config.set_max_batch_size(4)\n        return config\n"
-    model = open_model(text, config={"max_batch_size": 4})
-    rows = [np.ones((count, 3), np.float32) for count in (2, 1, 2, 5, 4, 1)]
-    answers = model.infer_requests([Request({"x": x}, outputs=["y"]) for x in rows])
-    assert model._model.executed == [2, 1, 1, 1]
-    assert [len(each["y"]) if isinstance(each, dict) else each.message for each in answers] == [
-        *(2, 1, 2),
-        "inference request batch-size must be <= 4 for 'model'",
-        *(4, 1),
-    ]
 
 
 @pytest.mark.parametrize(
