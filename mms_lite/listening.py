@@ -181,12 +181,13 @@ class Listening:
 
     def _protocol(self, served: Sequence[str], service: KServeService) -> HttpProtocol:
         inference, engine = _INFERENCE in served, self._engine
+        in_repository = self._config.model_repository is not None
         rest = mms.protocol(
             engine,
             self._limits,
             inference=inference,
             management=self._authoriser.check if _MANAGEMENT in served else None,
-            default_workers=self._config.default_workers_per_model,
+            default_workers=None if in_repository else self._config.default_workers_per_model,
             more=[Prometheus(engine).handle] if _METRICS in served else [],
             others=_OTHERS if inference else [],
         )

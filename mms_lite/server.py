@@ -189,7 +189,8 @@ class Server:
         if not failed:
             return EXIT_OK
         message = f"{failed} of {len(wanted)} models failed to load."
-        if self._config.strict or failed == len(wanted):
+        later = self._config.model_control_mode != "none"  # files that change, or clients, may bring models
+        if self._config.strict or (failed == len(wanted) and not later):
             _log.error("%s", message)
             self._report({"event": "failed", "message": message})
             return EXIT_MODELS_FAILED

@@ -168,9 +168,16 @@ class RepositoryState(Enum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
+UNLOADED = "unloaded"  # Triton's word
+NO_WORKERS = "no workers"
+
+
 @dataclass(frozen=True, slots=True)
 class RepositoryEntry:
-    """A version of a model that is loaded or was; a model that never was has its name only."""
+    """A version of a model that is loaded or was; a model that never was has its name only.
+
+    The reason is UNLOADED, NO_WORKERS, or why it failed.
+    """
 
     name: str
     version: str = ""

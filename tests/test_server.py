@@ -205,6 +205,56 @@ async def test_what_failed_models_mean(
     assert errors["broken"] == "ValueError: no weights"
 
 
+@pytest.mark.parametrize(
+    ("mode", "strict", "code"), [("poll", False, None), ("explicit", False, None), ("poll", True, 3)]
+)
+async def test_where_models_may_come_later_a_server_without_any_starts_and_is_not_ready(
+    running: Running, wait_until: Wait, mode: str, strict: bool, code: int | None
+) -> None:
+    pytest.importorskip("google.protobuf", reason="reads config.pbtxt")
+    (running.folder / "models" / "typo").mkdir(parents=True)
+    task = running.start(
+        model_repository=running.folder / "models",
+        model_store=None,
+        load_models="*",
+        model_control_mode=mode,
+        strict=strict,
+    )
+    if code is not None:
+        assert await task == code
+        return
+    await wait_until(lambda: "ready" in running.kinds(), "the server to be ready")
+    assert "1 of 1 models failed to load." in [e["message"] for e in running.events if e["event"] == "note"]
+    assert await running.status("inference", "/v2/health/ready") == 400
+    _, page = await running.ask("inference", "/ping")
+    assert "Unhealthy" in page
+    status, page = await running.ask("management", "/models/typo")
+    assert status == 200 and '"status": "FAILED"' in page and "it has no version folder" in page
+    assert not task.done()
+
+
+async def test_a_model_of_a_triton_repository_that_is_registered_has_the_workers_that_its_files_say(
+    running: Running, wait_until: Wait
+) -> None:
+    pytest.importorskip("google.protobuf", reason="reads config.pbtxt")
+    folder = running.folder / "models" / "m"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text("class TritonPythonModel:\n    execute = list\n")
+    tensor = '[{ name: "x" data_type: TYPE_FP32 dims: [ 3 ] }]'
+    config = f'backend: "python" instance_group {{ count: 2 }} input {tensor} output {tensor}'
+    (folder / "config.pbtxt").write_text(config)
+    await running.serve(
+        wait_until, model_repository=folder.parent, model_store=None, model_control_mode="explicit"
+    )
+    for given, status, workers in (("", "Workers scaled", 2), ("&initial_workers=0", "registered", 0)):
+        _, page = await running.ask("management", f"/models?url=m/1{given}", method="POST")
+        assert status in page
+        _, page = await running.ask("management", "/models/m")
+        assert len(json.loads(page.partition("\r\n\r\n")[2])["workers"]) == workers
+        assert await running.status("inference", "/v2/models/m/ready") == (200 if workers else 400)
+        assert await running.status("management", "/models/m", method="DELETE") == 200
+
+
 @pytest.mark.parametrize("missing", [None, "nowhere"])
 async def test_all_models_of_no_store_are_none(
     running: Running, wait_until: Wait, missing: str | None, caplog: pytest.LogCaptureFixture

@@ -6,9 +6,11 @@ Apart from `lifecycle`: here a name's versions belong together, and changes of o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -17,9 +19,16 @@ from mms_lite.engine.model import Model
 from mms_lite.engine.registry import Registry, version_order
 from mms_lite.engine.repository import Repository, Stamp, check_name
 from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ServingError
-from mms_lite.types import RepositoryEntry, RepositoryState, VersionState
+from mms_lite.types import (
+    NO_WORKERS,
+    UNLOADED,
+    ModelSpec,
+    ModelStatus,
+    RepositoryEntry,
+    RepositoryState,
+    VersionState,
+)
 
-_UNLOADED = "unloaded"  # Triton's word
 _MOST_UNLOADED = 1000  # versions that are gone and remembered
 _STATES = {
     VersionState.READY: RepositoryState.READY,
@@ -61,6 +70,7 @@ class ModelControl:
         self._lifecycle = lifecycle
         self._follows_all = follows_all
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # live while in use
+        self._unloads: Counter[str] = Counter()  # unloads that wait for the lock of a name
         self._records: dict[str, _Record] = {}
         self._unloaded: dict[tuple[str, str], None] = {}  # names and versions, the latest last
         self._unreadable = ""  # why the last look of a poll saw no repository
@@ -71,9 +81,16 @@ class ModelControl:
         return any(record.failures and not self._loaded(name) for name, record in self._records.items())
 
     async def load(
-        self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
+        self,
+        name: str,
+        *,
+        config: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        at_start: bool = False,
     ) -> None:
         """Load the versions of a model that its policy serves, or load them anew.
+
+        What is not there is remembered if it was to be loaded `at_start`: clients shall not make up names.
 
         Raises:
             ModelNotFound: it is not there.
@@ -84,15 +101,20 @@ class ModelControl:
         async with self._lock(name):
             self._lifecycle.check_open()
             stamp = None if config is not None else await self._stamp(name, asked=True)
-            await self._read_and_serve(name, stamp, config=config, files=files)
+            try:
+                await self._read_and_serve(name, stamp, config=config, files=files)
+            except ModelNotFound as error:
+                if at_start:
+                    self._note_failure(name, {}, {"": error.message})
+                raise
 
     async def unload(self, name: str) -> None:
-        """Unload all versions of a model; once more does no harm.
+        """Unload all versions of a model, also those that are just being loaded; once more does no harm.
 
         Raises:
             InvalidRequest: it was never loaded.
         """
-        async with self._lock(name):
+        async with self._lock_to_unload(name):
             models = self._loaded(name)
             failed = name in self._records and self._records[name].failures
             if not models and not failed and not any(name == gone for gone, _ in self._unloaded):
@@ -101,15 +123,18 @@ class ModelControl:
         await self._lifecycle.close_all(models)
 
     async def take_out(self, name: str, version: str | None) -> list[Model]:
-        """Take a version or all of a name out of the registry, after a load of it that is under way.
+        """Take a version or all of a name out of the registry; the caller closes them.
 
-        The caller closes them.
+        With all, what is just being loaded is given up. One version is taken out after such a load.
 
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
         """
-        async with self._lock(name):
-            models = [self._registry.get(name, version)] if version else self._registry.versions(name)
+        known = version is None and bool(self._loading(name) or self.failed_versions(name))
+        async with self._lock(name) if version else self._lock_to_unload(name):
+            models = [self._registry.get(name, version)] if version else self._loaded(name)
+            if not models and not known:
+                raise ModelNotFound(f"Model not found: {name}", name=name)
             if len(models) == len(self._loaded(name)):
                 self._take_out(name, models)
             else:
@@ -174,24 +199,64 @@ class ModelControl:
             name, version = model.spec.name, model.spec.version
             status = model.status(is_default=False)
             failures = self._records[name].failures if name in self._records else {}
-            state = _STATES[status.state]
-            detail = status.detail or failures.get(version) or failures.get("", "")
-            if state is RepositoryState.READY and not model.has_workers:
-                state, detail = RepositoryState.UNAVAILABLE, detail or "it has no workers"
-            put(name, version, state, detail)
+            idle = status.detail == NO_WORKERS
+            state = RepositoryState.UNAVAILABLE if idle else _STATES[status.state]
+            put(name, version, state, status.detail or failures.get(version) or failures.get("", ""))
         for model in self._lifecycle.incoming:
             put(model.spec.name, model.spec.version, RepositoryState.LOADING)
         for model in self._lifecycle.leaving:
             put(model.spec.name, model.spec.version, RepositoryState.UNLOADING)
         named = {name for name, _ in found}
-        for name, record in self._records.items():
-            for version, reason in record.failures.items():
-                if version or name not in named:
-                    put(name, version, RepositoryState.UNAVAILABLE, reason)
+        for name, version, reason in self._failures():
+            if version or name not in named:
+                put(name, version, RepositoryState.UNAVAILABLE, reason)
         for name, version in self._unloaded:
             if version:
-                put(name, version, RepositoryState.UNAVAILABLE, _UNLOADED)
+                put(name, version, RepositoryState.UNAVAILABLE, UNLOADED)
         return _sorted(found.values())
+
+    def failed_versions(self, name: str | None = None) -> list[ModelStatus]:
+        """Describe the versions of a name, or of all, that failed and are not there; version "" is all of it.
+
+        Where no version of a name is there, the highest that failed stands for it as the default.
+        """
+        found: dict[str, list[ModelStatus]] = {}
+        for each, version, reason in sorted(self._failures(), key=lambda one: version_order(one[1])):
+            if name in (None, each):
+                found.setdefault(each, []).append(self._failed(each, version, reason))
+        for each, failed in found.items():
+            if not self._loaded(each):
+                failed[-1] = replace(failed[-1], is_default=True)
+        return [status for each in sorted(found) for status in found[each]]
+
+    def note_loaded(self, model: Model) -> None:
+        """Forget why a version had failed that somebody has now loaded by hand."""
+        record = self._records.get(model.spec.name)
+        if record is not None:
+            gone = ("", model.spec.version)
+            record.failures = {key: why for key, why in record.failures.items() if key not in gone}
+
+    def _failures(self) -> Iterator[tuple[str, str, str]]:
+        """Yield name, version and reason of what failed and is not there; "" is all of a name."""
+        for name, record in self._records.items():
+            loaded = {model.spec.version for model in self._loaded(name)}
+            for version, reason in record.failures.items():
+                if version not in loaded and (version or not loaded):
+                    yield name, version, reason
+
+    def _failed(self, name: str, version: str, reason: str) -> ModelStatus:
+        at_startup = name in self._lifecycle.startup_names
+        return ModelStatus(
+            spec=ModelSpec(name, version, path="", url=name, at_startup=at_startup),
+            state=VersionState.FAILED,
+            is_default=False,
+            detail=reason,
+            workers=(),
+            queue_depth=0,
+            in_flight=0,
+            answered=0,
+            refused=0,
+        )
 
     async def _followed(self) -> list[str]:
         """Return the names to look at."""
@@ -207,15 +272,19 @@ class ModelControl:
             except ServingError as error:
                 failure = error
             except Exception:  # of one model: the others are looked at
-                _log.exception("Model %s stays as it was", name)
+                _log.exception("Model %s %s", name, self._what_it_is(name))
                 return ServingError("internal error")
         if not self._lifecycle.draining:
-            _log.error("Model %s stays as it was: %s", name, failure.message)
+            _log.error("Model %s %s: %s", name, self._what_it_is(name), failure.message)
         return failure
 
+    def _what_it_is(self, name: str) -> str:
+        """Tell what a load that failed has left."""
+        return "stays as it was" if self._loaded(name) else "is not served"
+
     async def _renew(self, name: str, *, polling: bool) -> bool:
-        record = self._record(name)
-        if record.source is None:
+        record = self._record(name) if self._follows_all else self._records.get(name)
+        if record is None or record.source is None:  # unloaded since, or from a client
             return False
         before = record.failures
         try:
@@ -229,7 +298,8 @@ class ModelControl:
             return False
         if stamp is None:
             return self._remove(name)
-        if stamp == record.tried and (polling or not record.failures):
+        failed = bool(record.failures) or not all(model.ready for model in self._loaded(name))
+        if stamp == record.tried and (polling or not failed):
             return False
         source = record.source
         keep = {m.spec.version for m in self._loaded(name) if m.ready and _is_same(m, source, stamp)}
@@ -249,7 +319,7 @@ class ModelControl:
             return False
         models = self._loaded(name)
         self._take_out(name, models)
-        del self._records[name]
+        self._records.pop(name, None)
         self._lifecycle.background(self._lifecycle.close_all(models))
         return bool(models)
 
@@ -274,8 +344,15 @@ class ModelControl:
         wanted = [spec for spec in specs if spec.version not in kept]
         try:
             if wanted or len(kept) < len(before):
+                if self._unloads[name]:
+                    for spec in wanted:
+                        await asyncio.to_thread(self._repository.discard, spec)
+                    raise LoadError(f"failed to load '{name}', model {name} is being unloaded")
                 await self._lifecycle.serve(name, wanted, kept)
         except ServingError as error:
+            if config is not None and not self._unloads[name] and await self._is_nowhere(name):
+                self._records.pop(name, None)
+                raise
             versions = [spec.version for spec in wanted]
             reasons = error.details.get("versions") or dict.fromkeys(versions, error.message)
             self._note_failure(name, stamp, reasons)
@@ -320,8 +397,19 @@ class ModelControl:
             record = self._records[name]
             gone += record.failures
             record.wanted, record.failures = False, {}
+            if not self._follows_all:  # else its files would be taken for new ones
+                del self._records[name]
         for version in gone:
             self._note_unloaded(name, version)
+
+    async def _is_nowhere(self, name: str) -> bool:
+        """Tell whether a name is neither served nor in the repository: a client has made it up."""
+        with contextlib.suppress(LoadError):
+            return (
+                not self._loaded(name)
+                and await self._lifecycle.read(partial(self._repository.stamp, name)) is None
+            )
+        return False
 
     def _record(self, name: str) -> _Record:
         return self._records.setdefault(name, _Record())
@@ -331,6 +419,29 @@ class ModelControl:
             return self._registry.versions(name)
         except ModelNotFound:
             return []
+
+    @contextlib.asynccontextmanager
+    async def _lock_to_unload(self, name: str) -> AsyncIterator[None]:
+        """Hold the lock of a name, for which loads that came before are given up."""
+        lock = self._lock(name)
+        self._unloads[name] += 1
+        try:
+            for model in self._loading(name):
+                self._lifecycle.background(model.close(drain_s=0.0))
+            await lock.acquire()
+        finally:
+            self._unloads[name] -= 1
+            if not self._unloads[name]:
+                del self._unloads[name]
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _loading(self, name: str) -> list[Model]:
+        """Return what a load by name is starting, which holds the lock."""
+        incoming = self._lifecycle.incoming if self._lock(name).locked() else ()
+        return [model for model in incoming if model.spec.name == name]
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

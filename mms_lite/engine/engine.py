@@ -29,6 +29,8 @@ from mms_lite.types import (
 )
 from mms_lite.wire import Item, Outcome
 
+_MOST_LOGGED = 500  # characters of what a request failed with
+
 _log = logging.getLogger("mms_lite.engine")
 
 
@@ -66,7 +68,11 @@ class Engine:
         Raises:
             ServingError: no such model, no room, no time, or what the model failed with.
         """
-        return await self._find(request).submit(request).answer()
+        try:
+            return await self._find(request).submit(request).answer()
+        except ServingError as error:
+            _log_failure(request, error)
+            raise
 
     async def stream(self, request: InferRequest) -> AsyncGenerator[InferResponse, None]:
         """Yield a model's answers as they come; leaving early cancels the request.
@@ -74,9 +80,13 @@ class Engine:
         Raises:
             ServingError: as `infer`.
         """
-        async with contextlib.aclosing(self._find(request).submit(request).answers()) as answers:
-            async for answer in answers:
-                yield answer
+        try:
+            async with contextlib.aclosing(self._find(request).submit(request).answers()) as answers:
+                async for answer in answers:
+                    yield answer
+        except ServingError as error:
+            _log_failure(request, error)
+            raise
 
     def count(self, model: str, version: str | None, protocol: str, code: int | str) -> None:
         """Count a request that a client has been answered; `code` is the status that was sent.
@@ -91,8 +101,9 @@ class Engine:
         metrics.count(protocol, str(code))
 
     def metrics(self) -> Snapshot:
-        """Return all that was counted and the state of every version, as they are now."""
-        return Snapshot(self.statistics(), self._unknown.requests.copy())
+        """Return all that was counted and the state of every version, failed ones too, as they are now."""
+        failed = [(status, VersionMetrics()) for status in self._control.failed_versions()]
+        return Snapshot([*self.statistics(), *failed], self._unknown.requests.copy())
 
     def interface(self, name: str, version: str | None = None) -> tuple[ModelSpec, Signature]:
         """Return what a version is and what tensors it has; cheap, for every request.
@@ -127,7 +138,7 @@ class Engine:
         Raises:
             ServingError: it cannot be found, read or started, or its name and version are taken.
         """
-        return self._status(await self._lifecycle.to_its_end(self._lifecycle.load(options)))
+        return self._status(await self._lifecycle.to_its_end(self._load_by_hand(options)))
 
     async def load_model(
         self, name: str, *, config: str | None = None, files: Mapping[str, bytes] | None = None
@@ -182,7 +193,7 @@ class Engine:
             InvalidRequest: the repository decides about the versions of its models.
         """
         model = self._registry.get(name, version)
-        if not model.ready or not model.has_workers:
+        if not model.can_answer:
             raise ModelNotReady(f"version {version} of model {name} is not ready: it has no workers")
         self._registry.set_default(model)
         _log.info("Model %s: version %s is the default now.", name, version)
@@ -203,7 +214,7 @@ class Engine:
         if not 0 <= min_workers <= max_workers <= MAX_WORKERS:
             raise InvalidRequest(f"a model has between 0 and {MAX_WORKERS} workers")
         model = self._registry.get(name, version)
-        scaling = model.scale(min_workers, max_workers)
+        scaling = self._scale(model, min_workers, max_workers)
         if wait:
             await self._lifecycle.to_its_end(scaling)
         else:
@@ -213,7 +224,7 @@ class Engine:
     async def unload(self, name: str, version: str | None = None) -> None:
         """Unload one version, or all: new requests find nothing, those that wait are answered first.
 
-        Where the model is just being loaded by name, it is unloaded once it is there.
+        With all, what is just being loaded by name is given up; one version goes once it is there.
 
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
@@ -222,20 +233,33 @@ class Engine:
         await self._lifecycle.to_its_end(self._lifecycle.close_all(models))
 
     def describe(self, name: str, version: str | None = None) -> ModelStatus:
-        """Describe a version, the default one if none is named.
+        """Describe a version, the default one if none is named; also one of the repository that failed.
 
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
         """
-        return self._status(self._registry.get(name, version))
+        try:
+            return self._status(self._registry.get(name, version))
+        except ModelNotFound:
+            for failed in self._control.failed_versions(name):
+                if failed.spec.version == version or (version is None and failed.is_default):
+                    return failed
+            raise
 
     def versions(self, name: str) -> list[ModelStatus]:
-        """Describe every version of a model, in order of loading.
+        """Describe every version of a model, in order of loading, and then those that failed.
 
         Raises:
             ModelNotFound: it is not there.
         """
-        return [self._status(model) for model in self._registry.versions(name)]
+        failed = self._control.failed_versions(name)
+        try:
+            loaded = self._registry.versions(name)
+        except ModelNotFound:
+            if not failed:
+                raise
+            loaded = []
+        return [*map(self._status, loaded), *failed]
 
     def ready_versions(self, name: str) -> list[str]:
         """Return the versions of a model that can answer, in ascending order.
@@ -243,12 +267,13 @@ class Engine:
         Raises:
             ModelNotFound: it is not there.
         """
-        ready = [model.spec.version for model in self._registry.versions(name) if model.ready]
+        ready = [model.spec.version for model in self._registry.versions(name) if model.can_answer]
         return sorted(ready, key=version_order)
 
     def models(self) -> list[ModelStatus]:
         """Describe every version of every model, sorted by name."""
-        return [self._status(model) for model in self._registry.list()]
+        found = [*map(self._status, self._registry.list()), *self._control.failed_versions()]
+        return sorted(found, key=lambda status: status.spec.name)
 
     def startup_models(self) -> set[str]:
         """Return the names of the models that were loaded at start and still are, in whatever version."""
@@ -259,9 +284,13 @@ class Engine:
         return self._registry.has(name, version)
 
     def health(self) -> tuple[int, int]:
-        """Return how many workers there should be and how many have their model loaded."""
+        """Return how many workers there should be and how many have their model loaded.
+
+        A model of the repository that failed, and of which nobody knows how many it should have, lacks one.
+        """
         models = self._registry.list()
-        return sum(m.spec.min_workers for m in models), sum(m.ready_workers for m in models)
+        failed = sum(status.is_default for status in self._control.failed_versions())
+        return failed + sum(m.spec.min_workers for m in models), sum(m.ready_workers for m in models)
 
     @property
     def starting(self) -> bool:
@@ -271,7 +300,8 @@ class Engine:
     def ready(self) -> bool:
         """Tell whether all that is loaded is ready, and of each model that was asked for a version is served.
 
-        A new version that fails beside one that is served keeps nobody waiting.
+        A new version that fails beside one that is served keeps nobody waiting, nor does one without workers:
+        nobody has asked for any.
         """
         serving = not self._lifecycle.draining and all(m.ready for m in self._registry.list())
         return serving and not self._control.failed
@@ -324,6 +354,17 @@ class Engine:
         await self.stop_loading()
         await self._lifecycle.close(drain_s=drain_s)
 
+    async def _scale(self, model: Model, min_workers: int, max_workers: int) -> None:
+        try:
+            await model.scale(min_workers, max_workers)
+        finally:
+            self._registry.settle_default(model.spec.name)
+
+    async def _load_by_hand(self, options: LoadOptions) -> Model:
+        model = await self._lifecycle.load(options)
+        self._control.note_loaded(model)
+        return model
+
     async def _load_by_name(self, name: str, config: str | None, files: Mapping[str, bytes] | None) -> None:
         try:
             await self._control.load(name, config=config, files=files)
@@ -334,11 +375,11 @@ class Engine:
     async def _load_at_start(self, entry: LoadOptions | str, turn: Turn) -> str:
         if isinstance(entry, LoadOptions):
             return (await self._lifecycle.load(entry, turn)).spec.name
+        self._lifecycle.startup_names.add(entry)
         try:
-            await self._control.load(entry)
+            await self._control.load(entry, at_start=True)
         finally:
             turn.taken.set()
-        self._lifecycle.startup_names.add(entry)
         return entry
 
     async def _poll(self, interval_s: float) -> None:
@@ -381,3 +422,10 @@ class Engine:
             await work
         except ServingError as error:
             _log.warning("Model %s: %s", name, error.message)
+
+
+def _log_failure(request: InferRequest, error: ServingError) -> None:
+    """Say which request failed, if the model or the server is at fault: the client knows it by this id."""
+    by_client = error.details.get("by") == "client" or isinstance(error, ModelNotReady)
+    if error.details.get("status", error.http) >= 500 and not by_client:
+        _log.warning("request %s: %s: %s", request.id, request.model, error.message[:_MOST_LOGGED])

@@ -18,7 +18,7 @@ from mms_lite.engine.pool import Call
 from mms_lite.engine.registry import Registry
 from mms_lite.engine.repository import Repository
 from mms_lite.engine.repository.allow_list import is_remote
-from mms_lite.errors import InvalidRequest, LoadError, ModelNotReady, ServingError
+from mms_lite.errors import InvalidRequest, LoadError, ModelConflict, ModelNotReady, ServingError
 from mms_lite.types import LoadOptions, ModelSpec, VersionState
 
 MAX_WORKERS = 1024
@@ -114,7 +114,8 @@ class Lifecycle:
         Raises:
             LoadError: a version cannot be loaded. Details: versions, why by version.
         """
-        models = [self._model(self._as_before(spec)) for spec in specs]
+        at_startup = name in self.startup_names  # renewed, it still is what was loaded then
+        models = [self._model(replace(self._as_before(spec), at_startup=at_startup)) for spec in specs]
         self.incoming.update(models)
         try:
             for model in models:
@@ -203,13 +204,22 @@ class Lifecycle:
             if options.replace and self._registry.has(spec.name, spec.version):
                 return self._model(self._with_workers_kept(spec, options)), True
             model = self._model(spec)
-            self._registry.add(model)
+            self._add(model, options)
             if options.at_startup:
                 self.startup_names.add(spec.name)
             return model, False
         except BaseException:
             await asyncio.to_thread(self._repository.discard, spec)
             raise
+
+    def _add(self, model: Model, options: LoadOptions) -> None:
+        try:
+            self._registry.add(model)
+        except ModelConflict as error:
+            if not options.at_startup:
+                raise
+            advice = f"Give this one another name in load_models (--models): NAME={options.url}"
+            raise ModelConflict(f"{error.message} {advice}", **error.details) from error
 
     def _with_workers_kept(self, spec: ModelSpec, options: LoadOptions) -> ModelSpec:
         """Give a replacement as many workers as what it replaces has, unless the user says how many."""
@@ -291,7 +301,9 @@ class Lifecycle:
             await self._discard(model, self._unload_s if drain_s is None else drain_s)
         finally:
             self.leaving.discard(model)
-        _log.info("Model %s unregistered.", model.spec.name)
+        name, others = model.spec.name, (each for each in self._registry.list() if each is not model)
+        which = f" version {model.spec.version}" if any(each.spec.name == name for each in others) else ""
+        _log.info("Model %s%s unregistered.", name, which)
 
     async def _discard(self, model: Model, drain_s: float) -> None:
         try:

@@ -13,7 +13,7 @@ from mms_lite.engine.pool import Call, WorkerPool
 from mms_lite.engine.repository import model_config
 from mms_lite.errors import DeadlineExceeded, LoadError, ModelNotReady, QueueFull, ServingError
 from mms_lite.metrics import VersionMetrics
-from mms_lite.types import InferRequest, ModelSpec, ModelStatus, Signature, VersionState
+from mms_lite.types import NO_WORKERS, InferRequest, ModelSpec, ModelStatus, Signature, VersionState
 
 _POLL_S = 0.02
 
@@ -59,9 +59,9 @@ class Model:
         return self.state is VersionState.READY and self._pool.failure is None
 
     @property
-    def has_workers(self) -> bool:
-        """Whether it has workers that have not given up."""
-        return self._pool.has_live
+    def can_answer(self) -> bool:
+        """Whether it is ready and has workers that have not given up."""
+        return self.ready and self._pool.has_live
 
     async def scale(self, min_workers: int, max_workers: int) -> None:
         """Bring the number of workers between the two and wait until the new ones have loaded or failed.
@@ -131,11 +131,14 @@ class Model:
         """Describe the version as it is now."""
         failure = self._pool.failure or self.failure
         state = VersionState.FAILED if failure and self.state is VersionState.READY else self.state
+        detail = failure.message if failure is not None else None
+        if state is VersionState.READY and not self._pool.has_live:
+            detail = NO_WORKERS
         return ModelStatus(
             spec=self.spec,
             state=state,
             is_default=is_default,
-            detail=failure.message if failure is not None else None,
+            detail=detail,
             workers=tuple(self._pool.workers()),
             queue_depth=self._queue.depth,
             in_flight=self._pool.in_flight,

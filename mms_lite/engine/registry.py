@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mms_lite.engine.model import Model
 from mms_lite.errors import InvalidRequest, ModelConflict, ModelNotFound, VersionNotFound
 
@@ -30,12 +32,12 @@ class Registry:
             self._defaults[model.spec.name] = model.spec.version
 
     def settle_default(self, name: str) -> None:
-        """Decide which version of a name is the default; to be called when one has become ready."""
+        """Decide which version of a name is the default; to be called when one may have become ready."""
         versions = self._models.get(name)
         if not versions:
             self._defaults.pop(name, None)
         elif self._highest_is_default or self._defaults.get(name) not in versions:
-            able = [each for each, model in versions.items() if model.ready and model.has_workers]
+            able = [each for each, model in versions.items() if model.can_answer]
             candidates = able or list(versions)
             highest = self._highest_is_default
             self._defaults[name] = max(candidates, key=version_order) if highest else candidates[-1]
@@ -71,7 +73,7 @@ class Registry:
         if versions is None:
             raise ModelNotFound(f"Model not found: {name}", name=name)
         if version is None:
-            return versions[self._defaults[name]]
+            return self._default(name, versions)
         if version not in versions:
             raise VersionNotFound(f"Model not found: {name}, version {version}", name=name, version=version)
         return versions[version]
@@ -82,7 +84,9 @@ class Registry:
 
     def is_default(self, model: Model) -> bool:
         """Tell whether this version answers when none is named."""
-        return self._defaults.get(model.spec.name) == model.spec.version
+        name, version = model.spec.name, model.spec.version
+        versions = self._models.get(name)
+        return versions is not None and self._default(name, versions).spec.version == version
 
     def versions(self, name: str) -> list[Model]:
         """Return all versions of a name, in order of loading.
@@ -107,6 +111,14 @@ class Registry:
     def list(self) -> list[Model]:
         """Return every version of every model, sorted by name."""
         return [model for name in sorted(self._models) for model in self._models[name].values()]
+
+    def _default(self, name: str, versions: Mapping[str, Model]) -> Model:
+        """Return the version that answers when none is named; the highest may have lost all its workers."""
+        model = versions[self._defaults[name]]
+        if self._highest_is_default and len(versions) > 1 and not model.can_answer:
+            self.settle_default(name)
+            return versions[self._defaults[name]]
+        return model
 
     def _put(self, model: Model) -> None:
         name, version = model.spec.name, model.spec.version

@@ -25,6 +25,7 @@ Buffer = bytes | bytearray | memoryview
 JOIN_BYTES = 64 * 1024  # up to here head and body are copied into one write
 CLIENT_LEFT = 499  # nginx's number, in the access log only
 _LONGEST_RETRY_S = 60
+_MOST_SHOWN = 80  # characters
 _STATUS_LINES = {int(status): f"HTTP/1.1 {status} {status.phrase}\r\n" for status in HTTPStatus}
 _ID_BITS = (1 << 128) - 1 ^ 0xF << 76 ^ 3 << 62  # of a UUID: all but its version and variant
 _RANDOM = 4 << 76 | 2 << 62  # that it is version 4 of RFC 4122
@@ -270,6 +271,11 @@ def client_name(peer: object) -> str:
     if not isinstance(peer, tuple):
         return ""
     return f"[{peer[0]}]:{peer[1]}" if ":" in peer[0] else f"{peer[0]}:{peer[1]}"
+
+
+def shown(text: str) -> str:
+    """Return as much of a client's text as is told in a message."""
+    return text[:_MOST_SHOWN]
 
 
 def random_id() -> str:

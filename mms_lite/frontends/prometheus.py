@@ -145,7 +145,7 @@ def _gauges(snapshot: Snapshot) -> Iterable[Metric]:
         version = _labels(status)
         depth.add_metric(version, status.queue_depth)
         in_flight.add_metric(version, status.in_flight)
-        ready.add_metric(version, status.state is VersionState.READY)
+        ready.add_metric(version, _takes_requests(status))
         for state in _STATES:
             count = sum(worker.state is state for worker in status.workers)
             workers.add_metric([*version, state.name.lower()], count)
@@ -164,6 +164,11 @@ def _histograms(snapshot: Snapshot) -> Iterator[Metric]:
             buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
             family.add_metric(_labels(status), buckets, histogram.sum)
         yield family
+
+
+def _takes_requests(status: ModelStatus) -> bool:
+    able = any(worker.state is not WorkerState.FAILED for worker in status.workers)
+    return able and status.state is VersionState.READY
 
 
 def _labels(status: ModelStatus) -> list[str]:

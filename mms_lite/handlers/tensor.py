@@ -38,6 +38,7 @@ _NOT_A_FIELD = "model_name"  # a query's parameter that names the model, not an 
 _MOST_IN_JSON = 4_000_000  # elements of an answer: some 40 MB of text
 _BEGINS_JSON = b"{[-0123456789"
 _BEGINS_IMAGE = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_CAST = 'say "cast": true in the handler config'
 _BEFORE_JSON = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, white space
 
 
@@ -68,6 +69,21 @@ class TensorHandler(ModelHandler):
     def __init__(self) -> None:
         super().__init__()
         self.image_input: ImageInput | None = None
+
+    def initialize(self, context: Context) -> None:
+        """Open the model and run it once.
+
+        Raises:
+            LoadError: as for any handler. In a Triton repository it is config.pbtxt that says what backends
+                call the handler config.
+        """
+        try:
+            super().initialize(context)
+        except InvalidArchive as error:
+            if context.model_config is None:
+                raise
+            told = error.message.replace("the handler config", "config.pbtxt")
+            raise InvalidArchive(told, **error.details) from error
 
     def prepare(self) -> None:
         """Find out whether the model takes images."""
@@ -241,10 +257,12 @@ class TensorHandler(ModelHandler):
         if self.settings.cast:
             return array_bodies.cast(array, spec)
         if array_bodies.can_be_cast(array, spec):
-            wanted, advice = DTYPES[spec.datatype], 'say "cast": true in the handler config'
-            if wanted.kind != "V":  # no file of numpy's holds bfloat16
-                advice = f"save it as {wanted.name}, or {advice}"
-            raise json_arrays.misfit(spec, f"{describe(array)}; {advice}")
+            wanted = DTYPES[spec.datatype]
+            # No file of numpy's holds bfloat16; a Triton repository has no handler config.
+            advice = [] if wanted.kind == "V" else [f"save it as {wanted.name}"]
+            advice += [] if self.package.model_config is not None else [_CAST]
+            told = f"{describe(array)}; {', or '.join(advice)}" if advice else describe(array)
+            raise json_arrays.misfit(spec, told)
         return array
 
     def _input(self, name: str) -> TensorSpec:

@@ -181,6 +181,19 @@ async def test_a_prediction_exception_carries_its_own_status(inline: Bench, ask:
     assert caught.value.details == {"status": status}
 
 
+async def test_the_log_names_a_request_with_which_the_model_failed_and_none_that_it_refused(
+    inline: Bench, ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    await inline.load("prediction_error")
+    for status in (404, 503):
+        with pytest.raises(HandlerError):
+            await inline.engine.infer(replace(ask("prediction_error", b"%d" % status), id=f"id-{status}"))
+    with pytest.raises(ModelNotFound):
+        await inline.engine.infer(ask("nobody", b""))
+    told = [message for message in caplog.messages if message.startswith("request")]
+    assert told == ["request id-503: prediction_error: no such customer"]
+
+
 async def test_a_class_with_initialize_and_handle_is_a_handler(inline: Bench, ask: Ask) -> None:
     await inline.load("classy")
     assert body(await inline.engine.infer(ask("classy", b"x"))) == b"classy:x"
@@ -390,6 +403,10 @@ async def test_of_two_startup_models_with_one_name_the_first_has_it_however_slow
     assert await inline.engine.start([missing, *named], lambda *each: told.append(each)) == 2
     assert body(await inline.engine.infer(ask("m"))) == b"hello"
     assert {type(error) for _, error in told} == {ModelNotFound, ModelConflict, type(None)}
+    (conflict,) = (error for _, error in told if isinstance(error, ModelConflict))
+    assert conflict.message == (
+        "Model m is already registered. Give this one another name in load_models (--models): NAME=counts"
+    )
 
 
 async def test_a_model_loads_in_the_background_and_says_so(inline: Bench, ask: Ask, wait_until: Wait) -> None:

@@ -114,3 +114,33 @@ def test_where_the_highest_is_the_default_no_other_can_be_made_it(new: New) -> N
     with pytest.raises(InvalidRequest, match="the highest version of a model that can answer is the default"):
         registry.set_default(first)
     assert registry.get("a").spec.version == "2"
+
+
+async def test_the_highest_version_hands_over_when_it_cannot_answer_and_is_back_when_it_can(
+    new: New,
+) -> None:
+    registry = Registry(highest_is_default=True)
+    first, second = new("a", "1"), new("a", "2")
+    for model in (first, second):
+        await model.scale(1, 1)
+        registry.add(model)
+    await second.scale(0, 0)
+    assert registry.get("a") is first
+    assert (registry.is_default(first), registry.is_default(second)) == (True, False)
+    await second.scale(1, 1)
+    registry.settle_default("a")
+    assert registry.get("a") is second
+    for model in (first, second):
+        await model.close(drain_s=0)
+
+
+async def test_a_default_that_users_chose_stays_it_without_workers(new: New) -> None:
+    registry = Registry()
+    first, second = new("a", "1"), new("a", "2")
+    for model in (first, second):
+        await model.scale(1, 1)
+        registry.add(model)
+    await first.scale(0, 0)
+    assert registry.get("a") is first
+    for model in (first, second):
+        await model.close(drain_s=0)

@@ -16,9 +16,16 @@ from triton_site import TENSORS, TritonSite, multiplier
 
 from mms_lite.engine.repository import Stamp
 from mms_lite.engine.repository.triton import TritonRepository
-from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, ModelNotReady, ServingError
+from mms_lite.errors import (
+    InvalidRequest,
+    LoadError,
+    ModelNotFound,
+    ModelNotReady,
+    ServingError,
+    VersionNotFound,
+)
 from mms_lite.tensors import to_array, to_tensor
-from mms_lite.types import InferRequest, LoadOptions
+from mms_lite.types import InferRequest, LoadOptions, VersionState
 
 ALL = "version_policy { all {} }"
 JOINED = """
@@ -41,6 +48,11 @@ class TritonPythonModel:
             outputs = [pb_utils.Tensor(name, tensors[name]) for name in request.requested_output_names()]
             answers.append(pb_utils.InferenceResponse(outputs))
         return answers
+"""
+FAILING = """
+        from pathlib import Path
+        from mms_lite.errors import InvalidArchive
+        if Path({file!r}).exists(): raise InvalidArchive("no licence")
 """
 Wait = Callable[..., Any]
 
@@ -229,11 +241,34 @@ async def test_loads_and_unloads_of_one_model_come_one_by_one(
     works: list[Any] = [site.engine.load_model("m")]
     for _ in range(20):
         works.append(order.choice([site.engine.load_model, site.engine.unload_model])("m"))
-    works.append(site.engine.load_model("m"))
-    assert await asyncio.gather(*works) == [None] * len(works)
+    works += [site.engine.load_model("m") for _ in range(3)]
+    told = await asyncio.gather(*works, return_exceptions=True)
+    assert {str(each) for each in told[:-3]} == {"None", "failed to load 'm', model m is being unloaded"}
+    assert told[-3:] == [None] * 3
     assert await site.ask("m") == [2, 4, 6]
     assert [entry[2] for entry in (await site.index())] == ["READY", "READY"]
     await wait_until(lambda: len(live_workers("m")) == 2, "the workers of what was replaced to end")
+
+
+async def test_an_unload_gives_up_what_hangs_while_it_loads_and_frees_its_name(
+    site: TritonSite, gate: Gate, wait_until: Wait
+) -> None:
+    site.python("m", initialize=gate.initialize)
+    loading = begin(site.engine.load_model("m"))
+    await wait_until(lambda: site.entries() == [("m", "1", "LOADING", "")])
+    files = {"1/model.onnx": multiplier(1.0)}
+    queued = begin(site.engine.load_model("m", config='{"backend": "onnxruntime"}', files=files))
+    await asyncio.sleep(0)
+    await site.engine.unload_model("m")
+    gate.open()  # for its thread
+    for load in (loading, queued):
+        with pytest.raises(LoadError, match="model m is being unloaded"):
+            await load
+    assert await site.index() == [("m", "1", "UNAVAILABLE", "unloaded")]
+    assert (site.engine.ready(), list(site.work.iterdir())) == (True, [])
+    site.python("m", factor=3.0)
+    await site.engine.load_model("m")
+    assert await site.ask("m") == [3, 6, 9]
 
 
 async def test_a_model_that_loads_slowly_keeps_no_other_waiting(site: TritonSite, gate: Gate) -> None:
@@ -370,6 +405,49 @@ async def test_the_default_is_the_highest_version_however_versions_come(site: Tr
     assert (await site.index())[2] == ("m", "3", "UNAVAILABLE", "unloaded")
 
 
+async def test_a_version_that_has_lost_its_workers_hands_over_to_the_next(site: TritonSite) -> None:
+    site.onnx("m", ALL, v1=1.0, v2=2.0)
+    await site.engine.load_model("m")
+    await site.engine.scale("m", 0, 0, version="2")
+    assert await site.ask("m") == [1, 2, 3]
+    assert [each.spec.version for each in site.engine.versions("m") if each.is_default] == ["1"]
+    await site.engine.scale("m", 1, 1, version="2")
+    assert await site.ask("m") == [2, 4, 6]
+
+
+async def test_a_look_that_was_asked_for_tries_again_what_has_given_up_since(
+    site: TritonSite, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    site.python("m", initialize=FAILING.format(file=str(broken)))
+    await site.engine.load_model("m")
+    broken.touch()
+    await site.engine.scale("m", 0, 0)
+    with pytest.raises(LoadError, match="no licence"):
+        await site.engine.scale("m", 1, 1)
+    with pytest.raises(
+        LoadError, match="m: failed to load 'm', version 1 is at UNAVAILABLE state: no licence"
+    ):
+        await site.engine.rescan()
+    broken.unlink()
+    assert await site.engine.rescan() is True
+    assert await site.ask("m") == [2, 4, 6]
+    assert await site.engine.rescan() is False
+
+
+async def test_a_name_of_no_folder_leaves_nothing_behind_when_its_load_fails(site: TritonSite) -> None:
+    site.onnx("m", v1=1.0)
+    config, files = '{"backend": "onnxruntime"}', {"1/model.onnx": b"not a model"}
+    with pytest.raises(LoadError, match="it is not an ONNX model"):
+        await site.engine.load_model("made_up", config=config, files=files)
+    assert (await site.index(), site.engine.ready()) == ([("m", "", None, "")], True)
+    with pytest.raises(LoadError):
+        await site.engine.load_model("m", config=config, files=files)
+    ((name, version, state, reason),) = await site.index()
+    assert (name, version, state) == ("m", "1", "UNAVAILABLE") and "it is not an ONNX model" in reason
+    assert not site.engine.ready()
+
+
 async def test_at_start_each_model_is_told_of_and_a_failed_one_keeps_the_server_from_ready(
     site: TritonSite,
 ) -> None:
@@ -384,9 +462,135 @@ async def test_at_start_each_model_is_told_of_and_a_failed_one_keeps_the_server_
     }
     assert site.engine.startup_models() == {"good"}
     assert not site.engine.ready()
+    assert site.engine.health() == (3, 1)
     await site.engine.unload_model("bad")
+    assert not site.engine.ready()  # for what is absent was asked for too
+    await site.engine.unload_model("absent")
     assert site.engine.ready()
     assert await site.index() == [("bad", "", None, ""), ("good", "1", "READY", "")]
+
+
+async def test_what_failed_is_described_listed_and_measured_until_it_is_loaded_or_unloaded(
+    site: TritonSite,
+) -> None:
+    site.onnx("good", v1=1.0)
+    site.onnx("bad", "max_batch_size: -1", v1=1.0)
+    site.onnx("broken", ALL, v2=1.0)
+    site.write("broken/3/model.onnx", b"not a model")
+    await site.engine.start(["good", "bad", "broken"], lambda *_: None)
+    told = {"bad": "'max_batch_size' must be non-negative value for bad", "broken": "it is not an ONNX model"}
+    for name, version in (("bad", ""), ("broken", "3")):
+        status = site.engine.describe(name)
+        assert (status.spec.version, status.state, status.is_default) == (version, VersionState.FAILED, True)
+        assert told[name] in (status.detail or "")
+        assert status.spec.at_startup and site.engine.versions(name) == [status]
+    assert site.engine.describe("broken", "3") == site.engine.describe("broken")
+    with pytest.raises(VersionNotFound):
+        site.engine.describe("good", "9")
+    with pytest.raises(ModelNotFound):
+        site.engine.describe("broken", "9")
+    assert [each.spec.name for each in site.engine.models()] == ["bad", "broken", "good"]
+    seen = {(each.spec.name, each.spec.version): each.state for each, _ in site.engine.metrics().versions}
+    failed = VersionState.FAILED
+    assert seen == {("bad", ""): failed, ("broken", "3"): failed, ("good", "1"): VersionState.READY}
+    with pytest.raises(ModelNotFound):  # as Triton has it
+        await site.ask("broken")
+
+    site.onnx("bad", "", v1=1.0)
+    await site.engine.load_model("bad")
+    await site.engine.unload("broken")
+    assert [each.state for each in site.engine.versions("bad")] == [VersionState.READY]
+    with pytest.raises(ModelNotFound):
+        site.engine.describe("broken")
+    with pytest.raises(ModelNotFound):
+        await site.engine.unload("broken")
+    assert site.engine.ready() and site.engine.health() == (2, 2)
+
+
+async def test_a_new_version_that_failed_beside_one_that_is_served_is_described_and_not_the_default(
+    site: TritonSite,
+) -> None:
+    site.onnx("m", v1=1.0)
+    await site.engine.load_model("m")
+    site.write("m/2/model.onnx", b"not a model")
+    with pytest.raises(LoadError):
+        await site.engine.load_model("m")
+    described = site.engine.versions("m")
+    assert [(each.spec.version, each.state, each.is_default) for each in described] == [
+        ("1", VersionState.READY, True),
+        ("2", VersionState.FAILED, False),
+    ]
+    assert site.engine.describe("m").spec.version == "1"
+    assert "it is not an ONNX model" in (site.engine.describe("m", "2").detail or "")
+    assert site.engine.health() == (1, 1)
+
+
+async def test_a_version_without_workers_is_said_to_have_none_and_keeps_nobody_from_ready(
+    site: TritonSite,
+) -> None:
+    site.onnx("m", ALL, v1=1.0, v2=2.0)
+    await site.engine.load(LoadOptions(url="m/1", workers=0))
+    assert site.entries() == [("m", "1", "UNAVAILABLE", "no workers")]
+    assert site.engine.describe("m").detail == "no workers"
+    assert (site.engine.ready(), site.engine.health()) == (True, (0, 0))
+    await site.engine.scale("m", 1, 1)
+    await site.engine.load(LoadOptions(url="m/2"))
+    assert (site.entries()[0], site.engine.describe("m", "1").detail) == (("m", "1", "READY", ""), None)
+    await site.engine.scale("m", 0, 0, version="2")
+    assert site.engine.ready_versions("m") == ["1"]
+
+
+async def test_a_failure_is_forgotten_once_the_version_is_loaded_by_hand(site: TritonSite) -> None:
+    site.write("m/1/model.onnx", b"not a model")
+    with pytest.raises(LoadError):
+        await site.engine.load_model("m")
+    site.onnx("m", v1=1.0)
+    await site.engine.load(LoadOptions(url="m"))
+    assert site.entries() == [("m", "1", "READY", "")]
+    assert site.engine.describe("m").state is VersionState.READY
+
+
+async def test_what_was_loaded_at_start_says_so_also_when_it_was_renewed(site: TritonSite) -> None:
+    site.onnx("m", v1=1.0)
+    site.onnx("later", v1=1.0)
+    await site.engine.start(["m"], lambda *_: None)
+    await site.engine.load_model("later")
+    site.onnx("m", v1=2.0)
+    assert await site.engine.rescan() is True
+    told = {each.spec.name: each.spec.at_startup for each in site.engine.models()}
+    assert told == {"m": True, "later": False}
+
+
+async def test_the_log_names_the_version_that_went_and_what_never_was_served(
+    site: TritonSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    site.onnx("m", v1=1.0)
+    site.write("bad/1/model.onnx", b"not a model")
+    await site.engine.start(["m", "bad"], lambda *_: None)
+    site.onnx("m", v2=2.0)
+    with pytest.raises(LoadError):
+        await site.engine.rescan()
+    await site.engine.close(drain_s=5)
+    assert "Model m version 1 unregistered." in caplog.messages  # version 2 was served
+    assert "Model m unregistered." in caplog.messages
+    assert "Model bad is not served: failed to load 'bad'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (TENSORS.replace('"x"', '"X"'), "config.pbtxt declares the input 'X'; the model has: x"),
+        (TENSORS.replace("FP32", "FP64"), "config.pbtxt declares the input x FP64 [-1,3]; the file says x"),
+    ],
+)
+async def test_what_the_file_does_not_have_is_said_to_be_declared_in_config_pbtxt(
+    site: TritonSite, config: str, told: str
+) -> None:
+    site.onnx("m", "max_batch_size: 8" + config, v1=1.0)
+    with pytest.raises(LoadError) as caught:
+        await site.engine.load_model("m")
+    assert told in caught.value.message
 
 
 async def test_an_archive_of_the_model_store_is_loaded_by_its_name(
@@ -437,9 +641,10 @@ async def test_what_the_mms_api_unloads_while_it_is_loaded_stays_unloaded(
     site.python("m", initialize=gate.initialize)
     loading = begin(site.engine.load_model("m"))
     await wait_until(lambda: site.entries() == [("m", "1", "LOADING", "")])
-    unloading = begin(site.engine.unload("m"))
-    gate.open()
-    await asyncio.gather(loading, unloading)
+    await site.engine.unload("m")
+    gate.open()  # for its thread
+    with pytest.raises(LoadError, match="model m is being unloaded"):
+        await loading
     assert site.engine.models() == []
     assert await site.engine.rescan() is False
     assert await site.index() == [("m", "1", "UNAVAILABLE", "unloaded")]

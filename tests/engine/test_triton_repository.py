@@ -360,14 +360,17 @@ def test_a_configuration_that_cannot_be_used_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ('platform: "caffe2"', "unexpected platform type 'caffe2' for m"),
+        (
+            'platform: "caffe2"',
+            "type 'caffe2' for m; there are: onnxruntime_onnx, pytorch_libtorch, torch_aoti",
+        ),
         (
             'platform: "tensorrt_plan"',
             "model 'm': there is no backend 'tensorrt' here; there are: onnxruntime,",
         ),
         ('platform: "ensemble"', "model 'm': ensemble_scheduling is not supported yet"),
-        ("max_batch_size: 1", "must specify 'platform' or 'backend' for 'm': Could not determine backend"),
-        (None, "must specify 'platform' or 'backend' for 'm': Could not determine backend"),
+        ("max_batch_size: 1", "must specify 'platform' or 'backend' for 'm': 1/ has none of model.onnx,"),
+        (None, "must specify 'platform' or 'backend' for 'm': 1/ has none of model.onnx,"),
         (b'name: "\xff"', "failed to read text proto from config.pbtxt: 'utf-8' codec"),
     ],
 )
@@ -380,6 +383,65 @@ def test_a_model_of_no_known_backend_is_refused(
     with pytest.raises(LoadError) as caught:
         site.repository.versions("m")
     assert told in caught.value.message
+
+
+NO_FOLDER = "it has no version folder, whose name is a whole number such as 1/"
+NO_FILE = "must specify 'platform' or 'backend' for 'm': "
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "told"),
+    [
+        (None, [], NO_FOLDER),
+        (None, ["v1/model.onnx", "labels/l.txt"], f"{NO_FOLDER}; there are: labels/, v1/"),
+        ('backend: "onnxruntime"', ["01/model.onnx"], f"{NO_FOLDER}; there are: 01/"),
+        (None, ["1/.keep/x"], f"{NO_FILE}1/ has none of model.onnx, model.xml, model.pt, model.py"),
+        (
+            None,
+            ["1/foo.onnx", "1/foo.txt"],
+            f"{NO_FILE}1/ has foo.onnx but no model.onnx: rename it, or set 'backend' and"
+            " 'default_model_filename' in config.pbtxt",
+        ),
+        (
+            None,
+            ["2/net.xml", "2/net.bin"],
+            f"{NO_FILE}2/ has net.xml but no model.xml: rename it, or set 'backend' and"
+            " 'default_model_filename' in config.pbtxt",
+        ),
+        (
+            'backend: "onnxruntime"',
+            ["1/foo.onnx"],
+            "unable to find 'model.onnx' in version 1 of model 'm': 1/ has foo.onnx but no model.onnx: "
+            "rename it, or set 'default_model_filename' in config.pbtxt",
+        ),
+        ('backend: "onnxruntime"', ["1/foo.xml"], "unable to find 'model.onnx' in version 1 of model 'm'"),
+    ],
+)
+def test_a_folder_that_holds_no_model_is_told_what_it_lacks(
+    site: TritonSite, config: str | None, files: list[str], told: str
+) -> None:
+    (site.folder / "m").mkdir()
+    if config is not None:
+        site.write("m/config.pbtxt", config)
+    for file in files:
+        site.write(f"m/{file}", b"")
+    with pytest.raises(LoadError) as caught:
+        site.repository.versions("m")
+    assert caught.value.message.endswith(told)
+
+
+@pytest.mark.parametrize(
+    "files", [["config.pbtxt", "1/foo.onnx"], ["1/model.onnx"], ["2/model.py", "2/lib/a.py"]]
+)
+def test_the_folder_of_one_model_is_no_repository_and_its_parent_is(
+    site: TritonSite, files: list[str]
+) -> None:
+    for file in files:
+        site.write(file, b"")
+    (name,) = site.repository.names()
+    told = "the model repository looks like the folder of one model: its parent folder is the repository"
+    with pytest.raises(LoadError, match=f"{told}$"):
+        site.repository.versions(name)
 
 
 def test_without_protobuf_the_message_says_what_to_install(
@@ -418,6 +480,15 @@ def test_what_is_no_configuration_in_json_is_refused(site: TritonSite, text: str
     site.onnx("m", v1=1.0)
     with pytest.raises(LoadError, match="model 'm': failed to read the model configuration"):
         site.repository.versions("m", config=text)
+
+
+def test_a_field_that_is_none_is_answered_with_the_names_that_config_pbtxt_has(site: TritonSite) -> None:
+    site.onnx("m", v1=1.0)
+    with pytest.raises(LoadError) as caught:
+        site.repository.versions("m", config='{"maxBatchsize": 3}')
+    assert 'no field named "maxBatchsize"' in caught.value.message
+    assert "'max_batch_size', 'input'" in caught.value.message
+    assert "maxBatchSize" not in caught.value.message
 
 
 def test_what_workers_wrote_is_deleted_with_their_version(site: TritonSite) -> None:
@@ -460,6 +531,24 @@ def test_files_of_the_client_are_written_for_each_version_and_deleted_with_it(si
     assert list(site.work.iterdir()) == []
 
 
+def test_what_versions_share_is_written_once_and_only_versions_that_are_served_are(
+    site: TritonSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    write = Path.write_bytes
+    monkeypatch.setattr(
+        Path, "write_bytes", lambda path, data: written.append(path.name) or write(path, data)
+    )
+    files = {f"{number}/model.py": b"" for number in range(1, 9)} | {"weights.bin": b"w"}
+    config = {"backend": "python", "version_policy": {"specific": {"versions": [3, 5, 99]}}}
+    specs = site.repository.versions("m", config=json.dumps(config), files=files)
+    assert [spec.version for spec in specs] == ["3", "5"]
+    assert sorted(written) == ["model.py", "model.py", "weights.bin"]
+    assert [(Path(spec.path).parent / "weights.bin").read_bytes() for spec in specs] == [b"w", b"w"]
+    site.repository.discard(specs[0])
+    assert (Path(specs[1].path).parent / "weights.bin").read_bytes() == b"w"
+
+
 @pytest.mark.parametrize("file", ["../x", "/etc/x", "1/../../x", "file:/x", "", "file:", "1/a\0b", "1/a\nb"])
 def test_files_that_belong_elsewhere_are_refused_and_nothing_is_written(site: TritonSite, file: str) -> None:
     with pytest.raises(InvalidRequest, match="is not the name of a file in a model's folder"):
@@ -471,7 +560,7 @@ def test_files_that_belong_elsewhere_are_refused_and_nothing_is_written(site: Tr
     ("config", "files", "told"),
     [
         (None, {"1/model.onnx": b""}, "only together with a model configuration"),
-        ("{}", {"model.onnx": b""}, "Could not determine backend"),
+        ("{}", {"model.onnx": b""}, "at least one version must be available under the version policy of"),
         ('{"backend": "onnxruntime"}', {"model.onnx": b""}, "at least one version must be available"),
         ('{"backend": "onnxruntime"}', {"1/net.onnx": b""}, "unable to find 'model.onnx' in version 1"),
         ("{", {"1/model.onnx": b""}, "failed to read the model configuration"),
@@ -680,7 +769,8 @@ def test_files_that_cannot_be_written_leave_nothing_behind(
     monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     files = {"1/model.onnx": b"", "2/model.onnx": b""}
     with pytest.raises(LoadError, match="cannot read the files of the request: No space left on device"):
-        site.repository.versions("m", config='{"backend": "onnxruntime"}', files=files)
+        config = '{"backend": "onnxruntime", "version_policy": {"all": {}}}'
+        site.repository.versions("m", config=config, files=files)
     assert list(site.work.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ from raw_http import Stub
 from raw_http import request as raw_request
 
 from mms_lite import __version__
+from mms_lite.errors import LoadError
 from mms_lite.frontends.message import HttpRequest, HttpResponse
 from mms_lite.frontends.prometheus import Prometheus
 from mms_lite.types import VersionState
@@ -148,6 +149,25 @@ async def test_a_model_that_failed_is_not_ready(
     await wait_until(lambda: inline.engine.describe("bad_init").state is VersionState.FAILED)
     page = Page(await scrape())
     assert (page("mms_model_ready"), page("mms_workers", state="failed")) == (0, 1)
+
+
+async def test_a_model_without_workers_takes_no_requests_and_is_not_ready(
+    inline: Any, merged: Call, scrape: Scrape
+) -> None:
+    await inline.load("echo", workers=0)
+    assert (await merged("POST", "/predictions/echo", b"x")).status == 503
+    assert Page(await scrape())("mms_model_ready") == 0
+
+
+async def test_what_of_a_repository_failed_has_series(inline: Any, scrape: Scrape) -> None:
+    inline.store.add("bad_init")
+    inline.defaults["handler"] = "service:handle"
+    inline.store.put("bad.mar", {"service.py": "raise OSError('gone')", "MAR-INF/MANIFEST.json": "{}"})
+    with pytest.raises(LoadError):
+        await inline.engine.load_model("bad")
+    page = Page(await scrape())
+    assert page("mms_model_ready", model="bad") == 0
+    assert page("mms_workers", model="bad") == 0
 
 
 async def test_a_client_that_leaves_was_answered_nothing(

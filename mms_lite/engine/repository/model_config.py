@@ -6,12 +6,14 @@ Apart from `triton`, which knows folders. protobuf is imported when the first co
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any
 
+from mms_lite.engine.repository import advice
 from mms_lite.errors import BackendMissing, LoadError
 
 Values = dict[
@@ -38,6 +40,7 @@ BACKENDS = {
     "python": _Backend("python", "model.py"),
     "opencv": _Backend("opencv", "model.onnx"),
 }
+MODEL_FILES = tuple(dict.fromkeys(known.file for known in BACKENDS.values()))
 _PLATFORMS = {
     "onnxruntime_onnx": "onnxruntime",
     "pytorch_libtorch": "pytorch",
@@ -106,7 +109,8 @@ def parse_json(name: str, text: str) -> ModelConfig:
     try:
         json_format.Parse(text, message)
     except (json_format.ParseError, RecursionError) as error:
-        raise LoadError(f"model '{name}': failed to read the model configuration: {error}") from error
+        told = _as_in_the_file(str(error))
+        raise LoadError(f"model '{name}': failed to read the model configuration: {told}") from error
     return _read(message, json_format)
 
 
@@ -120,8 +124,8 @@ def unstated() -> ModelConfig:
     return _read(message, json_format)
 
 
-def complete(values: Values, name: str, files: Collection[str], *, gpus: int) -> None:
-    """Check a configuration and fill in what it leaves out; `files` are what its version folders hold.
+def complete(values: Values, name: str, files: Mapping[int, Collection[str]], *, gpus: int) -> None:
+    """Check a configuration and fill in what it leaves out; `files` are what each version's folder holds.
 
     Raises:
         LoadError: it cannot be used.
@@ -140,8 +144,7 @@ def complete(values: Values, name: str, files: Collection[str], *, gpus: int) ->
             _check_tensor(tensor, side, name)
             if "reshape" in tensor:
                 _check_reshape(tensor, f"model {side} '{tensor['name']}'", values)
-    if not _policy(values):
-        values["version_policy"] = {"latest": {"num_versions": 1}}
+    values["version_policy"] = _policy(values)
     values.setdefault("model_transaction_policy", {"decoupled": False})
     _complete_instances(values, name, gpus)
 
@@ -238,6 +241,12 @@ def _protobuf() -> tuple[Any, Any, Any]:
         ) from error
 
 
+def _as_in_the_file(told: str) -> str:
+    """Spell the fields that protobuf names as config.pbtxt does; in JSON both spellings are read."""
+    what, mark, fields = told.partition("Available Fields")
+    return what + mark + re.sub("(?<=[a-z])[A-Z]", lambda letter: f"_{letter[0].lower()}", fields)
+
+
 def _read(message: Any, json_format: Any) -> ModelConfig:
     values = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
@@ -290,24 +299,25 @@ def _refuse_unsupported(values: Values, name: str) -> None:
     raise LoadError(f"model '{name}': {unsupported} is not supported yet")
 
 
-def _complete_backend(values: Values, name: str, files: Collection[str]) -> None:
+def _complete_backend(values: Values, name: str, files: Mapping[int, Collection[str]]) -> None:
     platform = values["platform"]
     if platform and platform not in _PLATFORMS:
-        raise LoadError(f"unexpected platform type '{platform}' for {name}")
+        known = ", ".join(each for each, backend in _PLATFORMS.items() if backend in BACKENDS)
+        raise LoadError(f"unexpected platform type '{platform}' for {name}; there are: {known}")
     backend = values["backend"] or _PLATFORMS.get(platform, "") or _guessed_backend(values, name, files)
     if backend not in BACKENDS:
         raise LoadError(
             f"model '{name}': there is no backend '{backend}' here; there are: {', '.join(BACKENDS)}"
         )
-    known = BACKENDS[backend]
+    own = BACKENDS[backend]
     values["backend"] = backend
-    values["platform"] = platform or known.platform
+    values["platform"] = platform or own.platform
     values["default_model_filename"] = (
-        values["default_model_filename"] or _FILES.get(platform, "") or known.file
+        values["default_model_filename"] or _FILES.get(platform, "") or own.file
     )
 
 
-def _guessed_backend(values: Values, name: str, files: Collection[str]) -> str:
+def _guessed_backend(values: Values, name: str, files: Mapping[int, Collection[str]]) -> str:
     """Return the backend that the model's file tells, or the end of its name.
 
     Raises:
@@ -315,15 +325,20 @@ def _guessed_backend(values: Values, name: str, files: Collection[str]) -> str:
     """
     stated = values["default_model_filename"]
     for backend, known in BACKENDS.items():
-        if stated == known.file or (not stated and known.file in files):
+        if stated == known.file or (not stated and any(known.file in each for each in files.values())):
             return backend
     suffix = name.rpartition(".")[2] if "." in name else ""
     if suffix in BACKENDS:
         return suffix
-    raise LoadError(
-        f"must specify 'platform' or 'backend' for '{name}': Could not determine backend for model '{name}' "
-        "with no backend in model configuration. Expected model name of the form 'model.<backend_name>'."
-    )
+    why = f"default_model_filename '{stated}' does not tell" if stated else _no_model_file(files)
+    raise LoadError(f"must specify 'platform' or 'backend' for '{name}': {why}")
+
+
+def _no_model_file(files: Mapping[int, Collection[str]]) -> str:
+    version = max(files)
+    fields = "'backend' and 'default_model_filename'"
+    other = advice.other_file(str(version), files[version], MODEL_FILES, fields=fields)
+    return other or f"{version}/ has none of {', '.join(MODEL_FILES)}"
 
 
 def _check_batching(values: Values, name: str) -> None:
@@ -390,7 +405,7 @@ def _counts(lengths: Sequence[int]) -> list[int]:
 
 
 def _policy(values: Values) -> Mapping[str, Any]:
-    policy: Mapping[str, Any] = values.get("version_policy") or {}
+    policy: Mapping[str, Any] = values.get("version_policy") or {"latest": {"num_versions": 1}}
     return policy
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mms_lite.engine.repository import Stamp, model_config, not_found
+from mms_lite.engine.repository import Stamp, advice, model_config, not_found
 from mms_lite.engine.repository.mar import Defaults
-from mms_lite.engine.repository.model_config import BACKENDS, ModelConfig, Values
+from mms_lite.engine.repository.model_config import BACKENDS, MODEL_FILES, ModelConfig, Values
 from mms_lite.errors import InvalidRequest, LoadError, ModelNotFound, VersionNotFound
 from mms_lite.types import LoadOptions, ModelSpec
 
@@ -139,7 +139,8 @@ class TritonRepository:
                 raise InvalidRequest(
                     f"failed to load '{name}', files are taken only together with a model configuration"
                 )
-            places = self._written(name, files)
+            stated = model_config.parse_json(name, config)
+            places = self._written(name, files, stated)
         else:
             with _reading(f"the model '{name}'"):
                 folder = self._find(name)
@@ -148,9 +149,9 @@ class TritonRepository:
                 places = _Places(dict.fromkeys(_versions(folder), folder))
                 if config is None:
                     stated = _read_config(name, folder)
+                else:
+                    stated = model_config.parse_json(name, config)
         try:
-            if config is not None:
-                stated = model_config.parse_json(name, config)
             return self._specs(name, stated, places)
         except BaseException:
             places.discard(places.folders)
@@ -161,8 +162,11 @@ class TritonRepository:
         folder = self._folder / name
         return folder if _is_folder(name) and folder.is_dir() else None
 
-    def _written(self, name: str, files: Mapping[str, bytes]) -> _Places:
-        """Write what a client sends: each version gets a folder of its own, to be deleted with it."""
+    def _written(self, name: str, files: Mapping[str, bytes], stated: ModelConfig) -> _Places:
+        """Write what a client sends: each version that is served gets a folder, to be deleted with it.
+
+        What versions share is one file in all of their folders.
+        """
         named = {_relative(file): content for file, content in files.items()}
         firsts = {file.parts[0] for file in named if len(file.parts) > 1}
         versions = {first for first in firsts if _VERSION.fullmatch(first)}
@@ -170,13 +174,19 @@ class TritonRepository:
         places = _Places(folders, owned=True)
         try:
             with _reading("the files of the request"):
-                for version in versions:
-                    folders[int(version)] = Path(tempfile.mkdtemp(prefix=f"{name[:40]}-", dir=self._work_dir))
+                for version in model_config.versions(stated.values, set(map(int, versions)))[0]:
+                    folders[version] = Path(tempfile.mkdtemp(prefix=f"{name[:40]}-", dir=self._work_dir))
                 for file, content in named.items():
+                    written: Path | None = None
                     for number, folder in folders.items():
-                        if file.parts[0] not in versions - {str(number)}:  # not another version's
-                            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                        if file.parts[0] in versions - {str(number)}:  # another version's
+                            continue
+                        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                        if written is not None:
+                            os.link(written, folder / file)
+                        else:
                             (folder / file).write_bytes(content)
+                            written = folder / file
         except BaseException:
             places.discard(folders)
             raise
@@ -184,19 +194,19 @@ class TritonRepository:
 
     def _specs(self, name: str, stated: ModelConfig, places: _Places) -> list[ModelSpec]:
         values = stated.values
-        present = {
-            entry for version, folder in places.folders.items() for entry in _entries(folder / str(version))
-        }
-        gpus = len(self._defaults.devices)
-        model_config.complete(values, name, present, gpus=gpus)
+        none_served = f"at least one version must be available under the version policy of model '{name}'"
+        if not places.folders:
+            with _reading(f"the model '{name}'"):
+                why = "" if places.owned else f": {advice.no_version(self._folder, name, MODEL_FILES)}"
+            raise LoadError(none_served + why)
+        files = {version: _entries(folder / str(version)) for version, folder in places.folders.items()}
+        model_config.complete(values, name, files, gpus=len(self._defaults.devices))
         _warn(name, stated)
         served, missing = model_config.versions(values, places.folders)
         for version in missing:
             _log.error("Model %s: the policy names version %d, which is not there", name, version)
         if not served:
-            raise LoadError(
-                f"at least one version must be available under the version policy of model '{name}'"
-            )
+            raise LoadError(none_served)
         workers, devices = self._placement(name, values)
         specs = [self._spec(values, version, places, workers=workers, devices=devices) for version in served]
         places.discard(places.folders.keys() - served)
@@ -408,7 +418,10 @@ def _model_files(file: str, folder: Path, name: str) -> list[str]:
     """
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or not (folder / path).exists():
-        raise LoadError(f"unable to find '{file}' in version {folder.name} of model '{name}'")
+        told = f"unable to find '{file}' in version {folder.name} of model '{name}'"
+        found = _entries(folder) if path.name == file else []
+        other = advice.other_file(folder.name, found, [file], fields="'default_model_filename'")
+        raise LoadError(f"{told}: {other}" if other else told)
     if (folder / path / path.name).is_file():
         path = path / path.name
     weights = path.with_suffix(".bin")

@@ -24,9 +24,10 @@ import orjson
 from mms_lite import json_arrays
 from mms_lite.errors import BadTensor, HandlerError, InvalidRequest, Unsupported
 from mms_lite.frontends import json_bodies
-from mms_lite.frontends.kserve.errors import of_request, shown
+from mms_lite.frontends.kserve.errors import of_request
 from mms_lite.frontends.kserve.expected import Expected
 from mms_lite.frontends.kserve.service import RequestedOutput
+from mms_lite.frontends.message import shown
 from mms_lite.frontends.tensor_calls import check_shape
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack, to_array

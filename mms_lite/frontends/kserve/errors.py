@@ -15,9 +15,9 @@ from mms_lite.errors import (
     VersionNotFound,
 )
 from mms_lite.frontends.call import chosen_code
+from mms_lite.frontends.message import shown
 
 _NO_ID = "<id_unknown>"
-_MOST_LETTERS = 80
 _LONGEST_NAME = 255  # of a folder, and so of a model
 
 # code of the error -> HTTP status and name of the gRPC status
@@ -60,11 +60,6 @@ def http_status(error: ServingError) -> int:
 def grpc_status(error: ServingError) -> str:
     """Return the name of an error's gRPC status, such as "NOT_FOUND"; a model may have chosen its own."""
     return chosen_code(error) or ERRORS.get(error.code, ERRORS["internal"])[1]
-
-
-def shown(text: str) -> str:
-    """Return as much of a client's text as is told in a message."""
-    return text[:_MOST_LETTERS]
 
 
 def of_lookup(error: ServingError, name: str, version: str | None) -> ServingError:

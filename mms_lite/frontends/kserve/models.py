@@ -11,12 +11,13 @@ from typing import Any
 from mms_lite.frontends.kserve.expected import has_free_rows
 from mms_lite.frontends.tensor_calls import visible
 from mms_lite.metrics import VersionMetrics
-from mms_lite.types import BYTES, ModelSpec, RepositoryEntry, Signature, TensorSpec
+from mms_lite.types import BYTES, NO_WORKERS, UNLOADED, ModelSpec, RepositoryEntry, Signature, TensorSpec
 
 Json = dict[str, Any]
 
 _NS = 1_000_000_000
-_UNLOADED = "unloaded"  # the engine's reason for what was
+_PUBLIC = ("", UNLOADED, NO_WORKERS)  # reasons that name nothing of the server
+_ANY_NUMBER = (1 << 31) - 1  # of rows: what max_batch_size can hold
 
 
 def metadata(spec: ModelSpec, signature: Signature, versions: Sequence[str]) -> Json:
@@ -34,7 +35,8 @@ def metadata(spec: ModelSpec, signature: Signature, versions: Sequence[str]) -> 
 def config(spec: ModelSpec, signature: Signature) -> Json:
     """Return a ModelConfig: that of a Triton repository, else what it would say of this model.
 
-    The first axis of a model whose inputs and outputs all have a free one is that of the batch.
+    The first axis of a model whose inputs and outputs all have a free one is that of the batch. Its requests
+    may have any number of rows; its batch_size is up to how many rows the server joins them.
     """
     if spec.config is not None:
         return {"name": spec.name, **spec.config}
@@ -46,7 +48,7 @@ def config(spec: ModelSpec, signature: Signature) -> Json:
         "platform": "",
         "backend": _platform(spec),
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": spec.batch_size if batches else 0,
+        "max_batch_size": _ANY_NUMBER if batches else 0,
         "input": [{**_io(each, batches), "format": "FORMAT_NONE", "optional": False} for each in seen.inputs],
         "output": [{**_io(each, batches), "label_filename": ""} for each in seen.outputs],
         "instance_group": [
@@ -110,9 +112,9 @@ def index_entry(entry: RepositoryEntry) -> Json:
 
     Why a version failed may name files of the server: that is for those who manage it.
     """
-    reason = entry.reason if entry.reason in ("", _UNLOADED) else "failed to load"
+    reason = entry.reason if entry.reason in _PUBLIC else "failed to load"
     said = {
-        "name": entry.name,
+        "name": entry.name.encode("utf-8", "replace").decode(),  # a folder's may be no text
         "version": entry.version,
         "state": entry.state.value if entry.state is not None else "",
         "reason": reason,

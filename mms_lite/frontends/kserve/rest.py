@@ -19,9 +19,9 @@ import orjson
 from mms_lite.errors import InvalidRequest, RequestTooLarge, ServingError, Unsupported
 from mms_lite.frontends import json_bodies
 from mms_lite.frontends.kserve import codec, compression
-from mms_lite.frontends.kserve.errors import http_status, shown
+from mms_lite.frontends.kserve.errors import http_status
 from mms_lite.frontends.kserve.service import KServeService, asked_version
-from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits, deadline, retry_after_s
+from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits, deadline, retry_after_s, shown
 from mms_lite.shared import SharedBytes
 from mms_lite.types import InferRequest, InferResponse
 

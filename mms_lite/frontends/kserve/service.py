@@ -27,9 +27,9 @@ from mms_lite.errors import (
 from mms_lite.frontends import tensor_calls
 from mms_lite.frontends.kserve import models
 from mms_lite.frontends.kserve.classification import classify, read_labels
-from mms_lite.frontends.kserve.errors import of_lookup, of_request, shown
+from mms_lite.frontends.kserve.errors import of_lookup, of_request
 from mms_lite.frontends.kserve.expected import Expected
-from mms_lite.frontends.message import HttpRequest, random_id
+from mms_lite.frontends.message import HttpRequest, random_id, shown
 from mms_lite.shared import SharedBytes
 from mms_lite.types import (
     BYTES,

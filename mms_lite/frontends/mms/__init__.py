@@ -56,14 +56,15 @@ def protocol(
     *,
     inference: bool = False,
     management: Authorise | None = None,
-    default_workers: int = 0,
+    default_workers: int | None = 0,
     more: Sequence[Routes] = (),
     others: Sequence[Described] = (),
 ) -> MmsProtocol:
     """Return the protocol of an address with these APIs; inference comes first, as in MMS.
 
     `management` is called for every management request and raises Unauthorized or Forbidden; None leaves the
-    API out. `default_workers` is for registrations that name none. `more` routes are asked before ours.
+    API out. `default_workers` is for registrations that name none; with None the model's files say how many.
+    `more` routes are asked before ours.
     `others` are protocols that share the address: the API description is the whole address's.
     """
     routes = [*more]

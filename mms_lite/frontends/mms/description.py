@@ -55,7 +55,11 @@ REGISTER = (
     _Field("runtime", "string", "Else the archive's.", choices=("python", "python2", "python3")),
     _Field("batch_size", "integer", "Requests that the handler gets at once, at most.", 1),
     _Field("max_batch_delay", "integer", "Milliseconds for which a batch waits to be full.", 0),
-    _Field("initial_workers", "integer", "Workers to start, 0 for none; else default_workers_per_model."),
+    _Field(
+        "initial_workers",
+        "integer",
+        "Workers to start, 0 for none; else default_workers_per_model, in a Triton repository what it says.",
+    ),
     _Field("synchronous", "boolean", "Answer when the workers have loaded the model, not before.", True),
     _Field(
         "response_timeout", "integer", "Limit of one batch: minutes in the query, seconds in a JSON body."

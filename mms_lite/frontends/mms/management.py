@@ -42,11 +42,12 @@ _MAX_INTEGER = 2**31 - 1  # as in MMS
 class Management:
     """The routes of the management port. `default_workers` is what a registration gets that names none.
 
+    With None that is what the model's files say, as for those of a Triton repository.
     `authorise` is asked before anything else is done for a route of ours, and raises for who may not.
     """
 
     def __init__(
-        self, engine: Engine, *, default_workers: int, authorise: Callable[[HttpRequest], None]
+        self, engine: Engine, *, default_workers: int | None, authorise: Callable[[HttpRequest], None]
     ) -> None:
         self._engine = engine
         self._default_workers = default_workers
@@ -115,9 +116,9 @@ class Management:
         timeout = given.integer("response_timeout", -1)
         wait = given.boolean("synchronous", True)
         replaces = given.boolean("replace", False)
-        workers: int | None = max(0, given.integer("initial_workers", self._default_workers))
-        if replaces and given.text("initial_workers") is None:
-            workers = None  # as many as before
+        workers: int | None = max(0, given.integer("initial_workers", self._default_workers or 0))
+        if given.text("initial_workers") is None and (replaces or self._default_workers is None):
+            workers = None  # as many as before, or as the files say
         options = LoadOptions(
             url=given.text("url") or "",
             sha256=given.text("sha256"),

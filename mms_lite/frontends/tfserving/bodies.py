@@ -11,7 +11,8 @@ from typing import Any
 
 from mms_lite.errors import BadTensor, InvalidRequest, ServingError
 from mms_lite.frontends.json_bodies import loads
-from mms_lite.frontends.tfserving.service import DATATYPES, check_names, check_tensor, shown
+from mms_lite.frontends.message import shown
+from mms_lite.frontends.tfserving.service import DATATYPES, check_names, check_tensor
 from mms_lite.json_arrays import encode, encode_rows, to_array
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import Array, to_tensor

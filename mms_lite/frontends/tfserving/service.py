@@ -20,9 +20,12 @@ from mms_lite.errors import (
     VersionNotFound,
 )
 from mms_lite.frontends.call import chosen_code
+from mms_lite.frontends.message import shown
 from mms_lite.frontends.tensor_calls import MOST_INPUTS
 from mms_lite.types import (
     BYTES,
+    NO_WORKERS,
+    UNLOADED,
     ModelSpec,
     ModelStatus,
     RepositoryEntry,
@@ -50,7 +53,6 @@ DATATYPES = {  # KServe's name -> TensorFlow's DataType and its number, and what
 SIGNATURE_NAME = "serving_default"  # every model has this one signature, under whatever name it is asked for
 _MOST_VERSION = (1 << 63) - 1
 _DOTTED = re.compile(r"([1-9][0-9]{0,17})(?:\.[0-9]+)*")
-_UNLOADED = "unloaded"  # what the index says of a version that was unloaded and did not fail
 # One that failed is still loading, with an error, as OpenVINO has it.
 _STATES: dict[RepositoryState | None, tuple[str, str]] = {
     RepositoryState.READY: ("AVAILABLE", "OK"),
@@ -58,7 +60,7 @@ _STATES: dict[RepositoryState | None, tuple[str, str]] = {
     RepositoryState.UNLOADING: ("UNLOADING", "OK"),
     RepositoryState.UNAVAILABLE: ("LOADING", "UNKNOWN"),
 }
-_MOST_SHOWN = 80  # characters of a name that a client made up
+_IDLE = ("LOADING", "OK")  # it waits for workers, and nothing failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,6 @@ def all_statuses(engine: Engine) -> dict[str, list[VersionStatus]]:
         if entry.state is not None:
             models.setdefault(entry.name, []).append(entry)
     return {name: _statuses(entries) for name, entries in models.items()}
-
-
-def shown(name: str) -> str:
-    """Return as much of a client's name as is told in a message."""
-    return name[:_MOST_SHOWN]
 
 
 def check_names(names: Collection[str], spec: ModelSpec, signature: Signature) -> None:
@@ -244,13 +241,18 @@ def _statuses(entries: Sequence[RepositoryEntry]) -> list[VersionStatus]:
     for gone in (False, True):
         versions = {each.version: each for each in entries if _is_gone(each) is gone}
         for version, number in numbers(versions).items():
-            state, error_code = _STATES[versions[version].state] if not gone else ("END", "OK")
-            found.setdefault(number, VersionStatus(number, state, error_code))
+            found.setdefault(number, VersionStatus(number, *_state(versions[version])))
     return [found[number] for number in sorted(found)]
 
 
+def _state(entry: RepositoryEntry) -> tuple[str, str]:
+    if _is_gone(entry):
+        return "END", "OK"
+    return _IDLE if entry.reason == NO_WORKERS else _STATES[entry.state]
+
+
 def _is_gone(entry: RepositoryEntry) -> bool:
-    return entry.state is RepositoryState.UNAVAILABLE and entry.reason == _UNLOADED
+    return entry.state is RepositoryState.UNAVAILABLE and entry.reason == UNLOADED
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:

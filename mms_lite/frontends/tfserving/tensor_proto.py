@@ -15,9 +15,9 @@ import numpy as np
 
 from mms_lite.errors import BadTensor, RequestTooLarge
 from mms_lite.frontends.fields import field, value
-from mms_lite.frontends.message import Buffer
+from mms_lite.frontends.message import Buffer, shown
 from mms_lite.frontends.tensor_calls import check_shape
-from mms_lite.frontends.tfserving.service import DATATYPES, check_tensor, shown
+from mms_lite.frontends.tfserving.service import DATATYPES, check_tensor
 from mms_lite.tensors import DTYPES, Array, pack
 from mms_lite.tensors import to_array as array_of
 from mms_lite.types import BYTES, Tensor, TensorSpec

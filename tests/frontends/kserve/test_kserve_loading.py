@@ -38,6 +38,7 @@ class Repository:
             RepositoryEntry("a", "1", RepositoryState.READY),
             RepositoryEntry("a", "2", RepositoryState.UNAVAILABLE, "unloaded"),
             RepositoryEntry("a", "3", RepositoryState.UNAVAILABLE, "no such file: /srv/secret/model.py"),
+            RepositoryEntry("a", "4", RepositoryState.UNAVAILABLE, "no workers"),
             RepositoryEntry("b"),
         ]
 
@@ -97,9 +98,10 @@ async def test_the_index_names_what_there_is(call: Call) -> None:
     ready = {"name": "a", "version": "1", "state": "READY"}
     unloaded = {"name": "a", "version": "2", "state": "UNAVAILABLE", "reason": "unloaded"}
     failed = {"name": "a", "version": "3", "state": "UNAVAILABLE", "reason": "failed to load"}
+    idle = {"name": "a", "version": "4", "state": "UNAVAILABLE", "reason": "no workers"}
     for body in (b"", b"{}", b'{"ready": false}'):
         found = (await call("POST", "/v2/repository/index", body)).json
-        assert found == [ready, unloaded, failed, {"name": "b"}]
+        assert found == [ready, unloaded, failed, idle, {"name": "b"}]
     assert (await call("POST", "/v2/repository/index", b'{"ready": true}')).json == [ready]
 
 

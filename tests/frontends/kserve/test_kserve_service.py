@@ -569,7 +569,11 @@ def test_the_configuration_of_a_repository_is_told_as_it_is() -> None:
 def test_a_configuration_is_made_for_other_models() -> None:
     spec = spec_of(batch_size=4, max_batch_delay_ms=2, max_workers=3)
     found = models.config(spec, Signature((A,), (OUT,), True))
-    assert (found["max_batch_size"], found["input"][0]["dims"]) == (4, [16])
+    any_number = 2**31 - 1  # as the metadata and the checks have it: batch_size bounds joining alone
+    assert (found["max_batch_size"], found["input"][0]["dims"]) == (any_number, [16])
+    assert found["dynamic_batching"]["preferred_batch_size"] == [4]
+    alone = models.config(spec_of(), Signature((A,), (OUT,), True))
+    assert (alone["max_batch_size"], "dynamic_batching" in alone) == (any_number, False)
     assert found["input"][0]["data_type"] == "TYPE_FP32"
     assert found["dynamic_batching"]["max_queue_delay_microseconds"] == 2000
     assert found["instance_group"][0]["count"] == 3

@@ -378,14 +378,14 @@ async def test_versions_that_load_and_that_failed(
 
 
 async def test_a_version_without_workers_is_not_available(inline: Any, rest: Rest) -> None:
-    async def state() -> str:
-        answer = json.loads((await rest("GET", "/v1/models/echo")).body)
-        return str(answer["model_version_status"][0]["state"])
+    async def state() -> tuple[str, str]:
+        answer = json.loads((await rest("GET", "/v1/models/echo")).body)["model_version_status"][0]
+        return answer["state"], answer["status"]["error_code"]
 
     await inline.load("echo", workers=0)
-    assert await state() == "LOADING"
+    assert await state() == ("LOADING", "OK")
     await inline.engine.scale("echo", 1, 1)
-    assert await state() == "AVAILABLE"
+    assert await state() == ("AVAILABLE", "OK")
 
 
 async def test_reload_tells_whether_something_changed(

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from mms_lite.errors import (
     UnsupportedMedia,
 )
 from mms_lite.handlers import tensor
+from mms_lite.handlers.package import Package
 from mms_lite.handlers.tensor import TensorHandler, TensorSettings, preferred
 from mms_lite.tensors import to_array, to_tensor
 from mms_lite.types import InferRequest, Tensor, TensorSpec
@@ -73,8 +75,9 @@ def shouting() -> Model:
     return Model([spec], [spec], run)
 
 
-def serve(model: Model, **config: Any) -> MmsHandler:
+def serve(model: Model, model_config: Mapping[str, Any] | None = None, **config: Any) -> MmsHandler:
     handler = TensorHandler()
+    handler.package = Package(Path("/"), "onnxruntime", (), None, {}, model_config=model_config)
     handler.settings = TensorSettings(**config)
     handler.predictor = Predictor(model, allow_nan=handler.settings.allow_nan, batch=True)
     handler.prepare()
@@ -378,6 +381,13 @@ def test_the_handler_config_can_allow_casts_and_nan() -> None:
     served = serve(doubling(), allow_nan=True)
     (outcome,) = run(served, [raw("[[1, 2, NaN]]")], accept="application/x-npy")
     assert np.isnan(np.load(io.BytesIO(outcome.outputs[0].data))[0, 2])
+
+
+def test_a_model_of_a_triton_repository_is_given_no_advice_about_a_handler_config() -> None:
+    wide = raw(npy(np.array([[1.0, 2.0, 3.0]])))
+    advice = "got FP64 [1,3]; save it as float32"
+    for model_config, told in ((None, f'{advice}, or say "cast": true in the handler config'), ({}, advice)):
+        assert answer(serve(doubling(), model_config), wide).message.endswith(told)
 
 
 def picture(mode: str, kind: str) -> bytes:
