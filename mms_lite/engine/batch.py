@@ -61,7 +61,7 @@ def pack(
                 job.request = wire.share(job.request, arena)
             part = wire.encode_item(job.id, job.remaining_ms, job.request)
         except InvalidRequest as error:
-            job.fail(error)
+            job.fail(InvalidRequest(error.message))  # a new one: that one's traceback holds all jobs
             continue
         except Exception:
             _log.exception("request %s cannot be sent to a worker", job.request.id)

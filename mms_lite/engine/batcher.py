@@ -289,16 +289,16 @@ class JobQueue:
             waiter.result()
 
     def put_back(self, jobs: list[Job]) -> None:
-        """Return jobs that a worker held and had not started to the head of the queue, in their order."""
-        for job in reversed(jobs):
+        """Return jobs that a worker held and had not started to their places, in the order of arrival."""
+        for job in jobs:
             if job.dead or job.outcome is not None:
                 continue
             if self._closed is not None:
                 self._refuse(job, self._closed)
                 continue
             self._jobs[job.id] = job
-            self._jobs.move_to_end(job.id, last=False)
             job.on_death = self._drop
+        self._jobs = OrderedDict(sorted(self._jobs.items()))
         self._arrived()
 
     def ask(self, take: Take) -> None:

@@ -19,8 +19,8 @@ import orjson
 from mms_lite.errors import RequestTooLarge
 from mms_lite.types import BYTES, Tensor
 
-# What a text costs: its bytes, and more for what becomes an object: about a third of a second for all.
-MOST_COST = 64 << 20
+# What a text costs: its bytes, and more for what becomes an object: about half a second for all.
+MOST_COST = 128 << 20
 _MARKS = {b",": 16, b'"': 32, b"[": 64, b"{": 64}
 _MOST_EACH = 1 + max(_MARKS.values())
 _SLOWER = 4  # times, Python's own parser

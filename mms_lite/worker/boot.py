@@ -64,6 +64,7 @@ def enter_model_folder(path, handler, scratch):
         os.makedirs(scratch, exist_ok=True)
         os.chdir(scratch)
         sources.keep_no_bytecode(os.path.dirname(path))
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # for processes that the model starts
         sys.path[:] = given + rest
         sys.path.insert(len(given), COMPAT)
         sys.path.append(path)

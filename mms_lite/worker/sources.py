@@ -15,6 +15,7 @@ from importlib.machinery import (
     SOURCE_SUFFIXES,
     ExtensionFileLoader,
     FileFinder,
+    ModuleSpec,
     SourceFileLoader,
     SourcelessFileLoader,
 )
@@ -50,9 +51,18 @@ def import_file(name: str, path: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # as an import statement would
+        sys.modules.pop(name, None)  # as an import statement would
         raise
     return module
+
+
+def package(folder: str) -> str:
+    """Make a folder a package, whose modules may import each other by `.name`, and return its name."""
+    name = os.path.basename(folder)
+    spec = ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [folder]
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    return name
 
 
 def keep_no_bytecode(folder: str) -> None:

@@ -480,6 +480,16 @@ async def test_jobs_put_back_come_first_and_in_their_order() -> None:
     assert order == [jobs[:2], [jobs[2], late], [later]]
 
 
+async def test_a_job_that_is_older_than_those_put_back_stays_before_them() -> None:
+    queue = JobQueue(5, batch_size=2, max_batch_delay_ms=50)
+    queue.put(oldest := job(name="y"))
+    for each in (others := [job(), job()]):
+        queue.put(each)
+    assert await taken(queue) == others
+    queue.put_back(others[1:])
+    assert await taken(queue) == [oldest]
+
+
 async def test_of_the_jobs_put_back_the_dead_and_the_answered_stay_away() -> None:
     queue = JobQueue(10, batch_size=3)
     dead, answered, live = job(), job(), job()

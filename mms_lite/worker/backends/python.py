@@ -191,7 +191,10 @@ def _import(source: Path, *, in_repository: bool) -> ModuleType:
         sys.path.insert(len(sys.path) if in_repository else 0, folder)
     if in_repository and model_folder not in sys.path:
         sys.path.append(model_folder)
-    name = source.stem if source.stem not in sys.modules else f"python_backend_{source.stem}"
+    if in_repository:  # as Triton calls it
+        name = f"{sources.package(folder)}.{source.stem}"
+    else:
+        name = source.stem if source.stem not in sys.modules else f"python_backend_{source.stem}"
     try:
         return sources.import_file(name, str(source))
     except MemoryError:

@@ -30,6 +30,7 @@ CASES = {
     "unfit": "bad_tensor",
     "full": "queue_full",
     "late": "deadline_exceeded",
+    "unsendable": "invalid_request",
     "failing": "handler_error",
 }
 
@@ -60,8 +61,12 @@ def model_of(case: str) -> str:
     return {"unknown": "none", "failing": "failing"}.get(case, "double")
 
 
+def id_of(case: str) -> str:
+    return "\0" if case == "unsendable" else ""
+
+
 def question(case: str) -> Received:
-    asked = message("inference.ModelInferRequest")(model_name=model_of(case))
+    asked = message("inference.ModelInferRequest")(model_name=model_of(case), id=id_of(case))
     for name in "xy":
         asked.inputs.add(name=name, datatype="FP32", shape=[1 if case == "unfit" else ROWS, 4])
     asked.raw_input_contents.extend([bytes(16 * ROWS)] * (3 if case == "unread" else 2))
@@ -111,7 +116,7 @@ async def test_the_place_of_a_body_is_free(
     shape = [1 if case == "unfit" else ROWS, 4]
     inputs = [{"name": name, "datatype": "FP32", "shape": shape, "parameters": size} for name in "xy"]
     parameters = {"timeout": 1} if case == "late" else {}
-    head = json.dumps({"inputs": inputs, "parameters": parameters}).encode()
+    head = json.dumps({"id": id_of(case), "inputs": inputs, "parameters": parameters}).encode()
     gc.collect()
     gc.disable()
     try:

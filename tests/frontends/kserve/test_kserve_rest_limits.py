@@ -135,10 +135,10 @@ async def test_nothing_is_read_for_a_model_that_is_not_there(ask: Any, headers: 
 @pytest.mark.usefixtures("double")
 async def test_json_has_a_limit_of_its_own(ask: Any) -> None:
     assert (await ask("/v2/models/double/infer", BODY + b" " * (16 << 20))).status == 200
-    body = BODY + b"[]," * 1_000_000
+    body = BODY + b"[]," * 2_000_000
     response = await ask("/v2/models/double/infer", body)
     assert response.status == 413
-    assert said(response).startswith("The JSON of the request is more than the limit of 67108864 bytes, ")
+    assert said(response).startswith("The JSON of the request is more than the limit of 134217728 bytes, ")
     length = ("Inference-Header-Content-Length", str(len(BODY)))
     response = await ask("/v2/models/double/infer", body, length)  # what follows the JSON has not this limit
     assert (response.status, said(response)) == (400, "unexpected additional input data for model 'double'")

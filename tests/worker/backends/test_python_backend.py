@@ -346,6 +346,7 @@ CONFIG = {
     "parameters": {"unit": {"string_value": "mm"}},
 }
 IN_REPOSITORY = """import beside_the_file
+from . import beside_the_file as the_same
 import beside_the_versions
 
 class TritonPythonModel:
