@@ -54,6 +54,7 @@ class _Record:
     tried: Stamp | None = None
     seen: Stamp | None = None
     failures: dict[str, str] = field(default_factory=dict)
+    url: str = ""  # of an archive that could not be read at start
 
 
 class ModelControl:
@@ -215,22 +216,31 @@ class ModelControl:
                 put(name, version, RepositoryState.UNAVAILABLE, UNLOADED)
         return _sorted(found.values())
 
-    def failed_versions(self, name: str | None = None) -> list[ModelStatus]:
+    def failed_versions(self, name: str | None = None, *, unread: bool = True) -> list[ModelStatus]:
         """Describe the versions of a name, or of all, that failed and are not there; version "" is all of it.
 
-        Where no version of a name is there, the highest that failed stands for it as the default.
+        Where no version of a name is there, the highest that failed stands for it as the default. `unread`
+        are the archives that have no name of their own.
         """
         found: dict[str, list[ModelStatus]] = {}
         for each, version, reason in sorted(self._failures(), key=lambda one: version_order(one[1])):
-            if name in (None, each):
+            if name in (None, each) and (unread or not self._records[each].url):
                 found.setdefault(each, []).append(self._failed(each, version, reason))
         for each, failed in found.items():
             if not self._loaded(each):
                 failed[-1] = replace(failed[-1], is_default=True)
         return [status for each in sorted(found) for status in found[each]]
 
+    def note_unread(self, name: str, url: str, reason: str) -> None:
+        """Remember an archive that could not be read at start, and so has no name of its own."""
+        record = self._record(name)
+        record.failures, record.url = {"": reason}, url
+
     def note_loaded(self, model: Model) -> None:
-        """Forget why a version had failed that somebody has now loaded by hand."""
+        """Forget why a version, or its archive, had failed that somebody has now loaded by hand."""
+        for name, unread in list(self._records.items()):
+            if unread.url and unread.url == model.spec.url:
+                del self._records[name]
         record = self._records.get(model.spec.name)
         if record is not None:
             gone = ("", model.spec.version)
@@ -245,9 +255,10 @@ class ModelControl:
                     yield name, version, reason
 
     def _failed(self, name: str, version: str, reason: str) -> ModelStatus:
-        at_startup = name in self._lifecycle.startup_names
+        url = self._records[name].url
+        at_startup = bool(url) or name in self._lifecycle.startup_names
         return ModelStatus(
-            spec=ModelSpec(name, version, path="", url=name, at_startup=at_startup),
+            spec=ModelSpec(name, version, path="", url=url or name, at_startup=at_startup),
             state=VersionState.FAILED,
             is_default=False,
             detail=reason,
@@ -372,7 +383,7 @@ class ModelControl:
                 self._note_unloaded(name, version)
         for model in self._loaded(name):
             self._unloaded.pop((name, model.spec.version), None)
-        record.wanted, record.failures = True, {}
+        record.wanted, record.failures, record.url = True, {}, ""
 
     def _note_failure(self, name: str, stamp: Stamp | None, reasons: Mapping[str, str]) -> None:
         """Remember why a load failed. Polling does not try the same files again."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 
 from mms_lite.engine.control import ModelControl
 from mms_lite.engine.launcher import Launcher
@@ -105,15 +106,24 @@ class Engine:
         failed = [(status, VersionMetrics()) for status in self._control.failed_versions()]
         return Snapshot([*self.statistics(), *failed], self._unknown.requests.copy())
 
-    def interface(self, name: str, version: str | None = None) -> tuple[ModelSpec, Signature]:
+    def interface(
+        self, name: str, version: str | None = None, *, asking: bool = False
+    ) -> tuple[ModelSpec, Signature]:
         """Return what a version is and what tensors it has; cheap, for every request.
+
+        With `asking` a request is behind it, which counts as refused if the version cannot answer.
 
         Raises:
             ModelNotFound, VersionNotFound: it is not there.
             ModelNotReady: it is loading, failed or going.
         """
         model = self._get(name, version)
-        model.check()  # until it is loaded nobody knows
+        try:
+            model.check()  # until it is loaded nobody knows
+        except ModelNotReady as error:
+            if asking:
+                model.metrics.refuse(error)
+            raise
         return model.spec, model.signature
 
     def statistics(
@@ -271,8 +281,9 @@ class Engine:
         return sorted(ready, key=version_order)
 
     def models(self) -> list[ModelStatus]:
-        """Describe every version of every model, sorted by name."""
-        found = [*map(self._status, self._registry.list()), *self._control.failed_versions()]
+        """Describe every version of every model, sorted by name; as MMS, no archive that cannot be read."""
+        failed = self._control.failed_versions(unread=False)
+        found = [*map(self._status, self._registry.list()), *failed]
         return sorted(found, key=lambda status: status.spec.name)
 
     def startup_models(self) -> set[str]:
@@ -289,7 +300,7 @@ class Engine:
         A model of the repository that failed, and of which nobody knows how many it should have, lacks one.
         """
         models = self._registry.list()
-        failed = sum(status.is_default for status in self._control.failed_versions())
+        failed = sum(status.is_default for status in self._control.failed_versions(unread=False))
         return failed + sum(m.spec.min_workers for m in models), sum(m.ready_workers for m in models)
 
     @property
@@ -374,7 +385,13 @@ class Engine:
 
     async def _load_at_start(self, entry: LoadOptions | str, turn: Turn) -> str:
         if isinstance(entry, LoadOptions):
-            return (await self._lifecycle.load(entry, turn)).spec.name
+            try:
+                return (await self._lifecycle.load(entry, turn)).spec.name
+            except ServingError as error:
+                if all(model.spec.url != entry.url for model in self._registry.list()):
+                    name = entry.name or PurePosixPath(entry.url).stem
+                    self._control.note_unread(name, entry.url, error.message)
+                raise
         self._lifecycle.startup_names.add(entry)
         try:
             await self._control.load(entry, at_start=True)

@@ -27,13 +27,17 @@ MOST_OUTPUTS = 1024  # that a request may name: what a model of bodies has is kn
 _MOST_PARTS = 8192  # of the bodies of one request together
 
 
-def interface(engine: Engine, name: str, version: str | None) -> tuple[ModelSpec, Signature]:
+def interface(
+    engine: Engine, name: str, version: str | None, *, asking: bool = False
+) -> tuple[ModelSpec, Signature]:
     """Return what a version is and its inputs and outputs: the model's own, or bodies.
+
+    `asking` as in `Engine.interface`.
 
     Raises:
         ModelNotFound, VersionNotFound, ModelNotReady: as `Engine.interface`.
     """
-    spec, signature = engine.interface(name, version)
+    spec, signature = engine.interface(name, version, asking=asking)
     return spec, visible(signature)
 
 

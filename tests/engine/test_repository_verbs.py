@@ -817,3 +817,38 @@ async def test_requests_with_other_parameters_and_outputs_share_a_batch_of_a_tri
     assert told == [{"y": [[2, 2, 2]], "z": [[-2, -2, -2]]}, {"z": [[-3, -3, -3]]}]
     ((_, metrics),) = site.engine.statistics("m")
     assert {rows: count for rows, (count, _) in metrics.batches.items()} == {2: 1}
+
+
+async def test_an_archive_that_cannot_be_read_at_start_keeps_the_server_from_ready_until_it_is_mended(
+    inline: Any,
+) -> None:
+    inline.store.add("echo")
+    inline.store.put("other.mar", {"MAR-INF/MANIFEST.json": "{"})
+    entries = [
+        LoadOptions(url=url, handler="service:handle", at_startup=True) for url in ("echo", "other.mar")
+    ]
+    assert await inline.engine.start(entries, lambda *_: None) == 1
+    assert not inline.engine.ready()
+    failed = inline.engine.describe("other")
+    assert (failed.state, failed.spec.url) == (VersionState.FAILED, "other.mar")
+    assert str(failed.detail).startswith("The manifest is not valid JSON")
+    (entry,) = [each for each in await inline.engine.repository_index() if each.name == "other"]
+    assert entry.state is not None and entry.state.value == "UNAVAILABLE"
+    assert [status.spec.name for status in inline.engine.models()] == ["echo"]  # MMS knows nothing of it
+
+    inline.store.put("other.mar", {"service.py": "def handle(data, context): return data"})
+    await inline.engine.load(LoadOptions(url="other.mar", handler="service:handle", name="named"))
+    assert inline.engine.ready()
+    with pytest.raises(ModelNotFound):
+        inline.engine.describe("other")
+
+
+async def test_an_archive_that_failed_at_start_may_be_given_up(inline: Any) -> None:
+    inline.store.add("echo")
+    entries = [
+        LoadOptions(url=url, handler="service:handle", at_startup=True) for url in ("echo", "absent.mar")
+    ]
+    assert await inline.engine.start(entries, lambda *_: None) == 1
+    assert not inline.engine.ready()
+    await inline.engine.unload("absent")
+    assert inline.engine.ready()

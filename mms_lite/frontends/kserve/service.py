@@ -58,6 +58,7 @@ _SCHEDULING: dict[str, tuple[type, ...]] = {
     "sequence_end": (bool,),
 }
 _MOST_PARAMETERS = 1000
+_MOST_ID = 1024  # characters: it goes into every line that is logged of the request
 _MOST_CHARACTERS = 64 << 10  # of the names and values of parameters together
 _NO_LIMIT_US = 10**13  # four months: whoever says more means no limit
 _THREAD_ELEMENTS = 1 << 14  # that Python looks at one by one: some milliseconds
@@ -265,12 +266,12 @@ class KServeService:
             raise  # else it is of another model, which this one asked
 
     def expected(self, name: str, version: str | None) -> Expected:
-        """Return what a version takes and gives, kept for as long as it is what it was.
+        """Return what a version that a request is for takes and gives, kept for as long as it is what it was.
 
         Raises:
             ModelNotFound, ModelNotReady: it is not there, or not yet.
         """
-        spec, signature = self._interface(name, version)
+        spec, signature = self._interface(name, version, asking=True)
         known = self._known.get((name, version))
         if known is None or known.spec is not spec or known.signature is not signature:
             if len(self._known) >= _MOST_KNOWN:
@@ -287,6 +288,8 @@ class KServeService:
             ServingError: it does not fit.
         """
         inputs = request.inputs
+        if len(request.id) > _MOST_ID:
+            raise InvalidRequest(f"the id of a request has at most {_MOST_ID} characters")
         if sum(_most_elements(each) for each in inputs if each.datatype == BYTES) > _THREAD_ELEMENTS:
             await asyncio.to_thread(expected.check, inputs)
         else:
@@ -341,9 +344,11 @@ class KServeService:
             expected.labels[output] = found
         return found
 
-    def _interface(self, name: str, version: str | None) -> tuple[ModelSpec, Signature]:
+    def _interface(
+        self, name: str, version: str | None, *, asking: bool = False
+    ) -> tuple[ModelSpec, Signature]:
         try:
-            return self.engine.interface(name, asked_version(version))
+            return self.engine.interface(name, asked_version(version), asking=asking)
         except (ModelNotFound, ModelNotReady) as error:
             raise _of_lookup(error, name, version) from error
 

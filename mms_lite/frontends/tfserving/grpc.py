@@ -124,7 +124,7 @@ class Prediction:
         """
         request = received.message
         name, outputs = request.model_spec.name, list(request.output_filter) or None
-        spec, signature = tensor_calls.interface(self._engine, name, version)
+        spec, signature = tensor_calls.interface(self._engine, name, version, asking=True)
         check_names(request.inputs, spec, signature)
         if outputs:
             check_outputs(outputs, signature)

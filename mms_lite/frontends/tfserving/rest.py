@@ -103,7 +103,7 @@ class RestProtocol:
     async def _infer(
         self, request: HttpRequest, name: str, version: str | None
     ) -> tuple[InferResponse, bool]:
-        spec, signature = tensor_calls.interface(self._engine, name, version)
+        spec, signature = tensor_calls.interface(self._engine, name, version, asking=True)
         encoding = request.header("content-encoding")
         if encoding not in (None, "", "identity"):
             raise UnsupportedMedia(f"Unsupported content encoding - {encoding}")

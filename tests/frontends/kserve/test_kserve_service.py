@@ -431,6 +431,17 @@ async def test_a_model_without_workers_is_not_ready(service: KServeService, inli
     assert service.model_ready("echo", None) is True
     await inline.engine.scale("echo", 0, 0)
     assert service.model_ready("echo", None) is False
+    with pytest.raises(ModelNotReady):
+        await service.infer(InferRequest("", "echo", inputs=[]), None)
+    ((_, metrics),) = inline.engine.statistics("echo")
+    assert metrics.refusals["no_workers"] == 1
+
+
+@pytest.mark.usefixtures("double")
+async def test_the_id_of_a_request_has_a_bound(service: KServeService) -> None:
+    assert (await service.infer(asked(id="x" * 1024), None)).id == "x" * 1024
+    with pytest.raises(InvalidRequest, match="the id of a request has at most 1024 characters"):
+        await service.infer(asked(id="x" * 1025), None)
 
 
 @pytest.mark.usefixtures("double")

@@ -384,6 +384,9 @@ async def test_a_version_without_workers_is_not_available(inline: Any, rest: Res
 
     await inline.load("echo", workers=0)
     assert await state() == ("LOADING", "OK")
+    assert (await rest("POST", "/v1/models/echo:predict", b'{"instances": ["x"]}')).status == 503
+    ((_, metrics),) = inline.engine.statistics("echo")
+    assert metrics.refusals["no_workers"] == 1
     await inline.engine.scale("echo", 1, 1)
     assert await state() == ("AVAILABLE", "OK")
 
