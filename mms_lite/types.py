@@ -42,6 +42,11 @@ class Tensor:
     data: Any
     content_type: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its data."""
+        return self.data.nbytes if type(self.data) is memoryview else len(self.data)
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -49,9 +49,4 @@ def tensor_key(request: InferRequest) -> tuple[Any, bool]:
 
 def data_bytes(request: InferRequest) -> int:
     """Return the bytes of its tensors that would cross a socket: what lies in shared memory does not."""
-    sizes = (
-        each.data.nbytes if type(each.data) is memoryview else len(each.data)
-        for each in request.inputs
-        if type(each.data) is not SharedBytes
-    )
-    return sum(sizes)
+    return sum(each.nbytes for each in request.inputs if type(each.data) is not SharedBytes)

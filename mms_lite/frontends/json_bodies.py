@@ -98,7 +98,7 @@ def is_long(outputs: Sequence[Tensor], *, pieces: int = 0) -> bool:
 
 
 def _cost(tensor: Tensor) -> int:
-    size = len(tensor.data)
+    size = tensor.nbytes
     if tensor.datatype == BYTES:
         return size + math.prod(tensor.shape) * _ELEMENT_BYTES
     return size * _HALF_TIMES if tensor.datatype == "FP16" else size

@@ -16,6 +16,7 @@ from raw_http import Client, request
 
 from mms_lite.frontends import mms, tfserving
 from mms_lite.frontends.auth import Authoriser
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.kserve import rest as kserve
 from mms_lite.frontends.kserve.grpc import InferenceService
 from mms_lite.frontends.kserve.service import KServeService
@@ -272,7 +273,11 @@ class Served:
         self.engine = engine
         authorise = Authoriser(TOKEN).check
         service = KServeService(engine, server_name="mms-lite", server_version="0", authorise=authorise)
-        tensors = {"v2": kserve.protocol(service, limits), "v1": tfserving.protocol(engine, authorise)}
+        readers = Readers()
+        tensors = {
+            "v2": kserve.protocol(service, limits, readers),
+            "v1": tfserving.protocol(engine, authorise, readers),
+        }
         rest = mms.protocol(engine, limits, inference=True)
         self.http = HttpListener(Router(tensors, rest), limits)
         self.grpc = GrpcListener(

@@ -361,7 +361,7 @@ def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
         told: dict[str, Any] = {_KIND: tensor.content_type} if tensor.content_type else {}
         if how.is_binary(tensor.name):
             followed = True
-            told[_SIZE] = _size(tensor)
+            told[_SIZE] = tensor.nbytes
             pieces.append(tensor.data)
         elif tensor.datatype == BYTES:
             described["data"] = _texts(tensor, told)
@@ -379,10 +379,6 @@ def write(answer: InferResponse, how: Format) -> tuple[list[Piece], int | None]:
     except TypeError as error:
         raise HandlerError(f"the model's answer has names or parameters that are no JSON: {error}") from error
     return pieces, len(pieces[0]) if followed else None
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.data.nbytes if type(tensor.data) is memoryview else len(tensor.data)
 
 
 def _numbers(tensor: Tensor) -> orjson.Fragment:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mms_lite.errors import BadTensor
+from mms_lite.frontends.message import shown
 from mms_lite.frontends.tensor_calls import MOST_INPUTS, MOST_OUTPUTS, visible
 from mms_lite.shared import SharedBytes
 from mms_lite.tensors import DTYPES, pack
@@ -19,7 +20,6 @@ from mms_lite.types import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 _LENGTH = struct.Struct("<I")
 _MOST_SHOWN = 10  # names that a client made up, in a message
-_MOST_LETTERS = 80  # of each
 _NOTE = (
     "NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
     " to each input shape. If you want to specify the full shape including the batch dim in your input dims"
@@ -108,7 +108,7 @@ class Expected:
         seen: set[str] = set()
         for name in names:
             if name in seen:
-                raise BadTensor(f"output '{name[:_MOST_LETTERS]}' already exists in request")
+                raise BadTensor(f"output '{shown(name)}' already exists in request")
             if not self.raw and name not in self.outputs:
                 raise self.unexpected_output(name)
             seen.add(name)
@@ -116,8 +116,7 @@ class Expected:
     def unexpected_output(self, name: str, known: Iterable[str] | None = None) -> BadTensor:
         """Return the error for the name of an output that is not among the model's, or `known` ones."""
         allowed = ", ".join(self.outputs if known is None else known)
-        shown = name[:_MOST_LETTERS]
-        return BadTensor(f"unexpected inference output '{shown}', allowed outputs are: {allowed}")
+        return BadTensor(f"unexpected inference output '{shown(name)}', allowed outputs are: {allowed}")
 
     def raw_input(self, body: bytearray | SharedBytes) -> Tensor:
         """Return the one input of a request whose body is nothing but its bytes (binary tensor extension).
@@ -159,7 +158,7 @@ class Expected:
             raise self._wrong_count(names)
         for tensor in inputs:
             if tensor.name not in self.inputs:
-                allowed, name = ", ".join(self.inputs), tensor.name[:_MOST_LETTERS]
+                allowed, name = ", ".join(self.inputs), shown(tensor.name)
                 raise BadTensor(f"unexpected inference input '{name}', allowed inputs are: {allowed}")
         if not self.required <= names:
             raise self._wrong_count(names)
@@ -221,7 +220,7 @@ class Expected:
         dtype = DTYPES.get(tensor.datatype)
         if dtype is None:
             raise BadTensor(f"invalid datatype for input {tensor.name}: {tensor.datatype}")
-        size = data.nbytes if type(data) is memoryview else len(data)
+        size = tensor.nbytes
         needed = math.prod(tensor.shape) * dtype.itemsize
         if size != needed:
             raise BadTensor(
@@ -273,15 +272,15 @@ def _distinct(names: Sequence[str]) -> set[str]:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise BadTensor(f"input '{name[:_MOST_LETTERS]}' already exists in request")
+            raise BadTensor(f"input '{shown(name)}' already exists in request")
         seen.add(name)
     return seen
 
 
 def _quoted(names: Sequence[str]) -> str:
-    shown = [f"'{name[:_MOST_LETTERS]}'" for name in names[:_MOST_SHOWN]]
-    more = len(names) - len(shown)
-    return f"[{','.join(shown)}{f',... and {more} more' if more else ''}]"
+    told = [f"'{shown(name)}'" for name in names[:_MOST_SHOWN]]
+    more = len(names) - len(told)
+    return f"[{','.join(told)}{f',... and {more} more' if more else ''}]"
 
 
 def _shape(lengths: Sequence[Any]) -> str:

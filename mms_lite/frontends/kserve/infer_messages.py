@@ -17,7 +17,7 @@ from mms_lite import protos
 from mms_lite.errors import HandlerError, InvalidRequest, ServingError, Unsupported
 from mms_lite.frontends.call import Call, parse
 from mms_lite.frontends.fields import LEAST_BYTES, field, lift, lighten, value
-from mms_lite.frontends.kserve.service import RequestedOutput
+from mms_lite.frontends.kserve.service import MOST_PARAMETERS, RequestedOutput
 from mms_lite.frontends.message import Buffer
 from mms_lite.frontends.tensor_calls import MOST_INPUTS, MOST_OUTPUTS, check_shape
 from mms_lite.shared import SharedBytes
@@ -33,7 +33,6 @@ _ADVICE = "Send tensors in raw_input_contents."
 _RAW_OUTPUTS = 6  # of ModelInferResponse.raw_output_contents
 _IN_STREAM = 2  # of ModelStreamInferResponse.infer_response
 _THREAD_BYTES = LEAST_BYTES  # of what is left of a message: values to be converted one by one
-_MOST_PARAMETERS = 1000
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _FINAL = "triton_final_response"
 _REGION = "shared_memory_region"
@@ -78,8 +77,8 @@ def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRequest: one has no value, or there are too many.
     """
-    if len(given) > _MOST_PARAMETERS:
-        raise InvalidRequest(f"there are {len(given)} parameters; {_MOST_PARAMETERS} are the most")
+    if len(given) > MOST_PARAMETERS:
+        raise InvalidRequest(f"there are {len(given)} parameters; {MOST_PARAMETERS} are the most")
     found = {}
     for name, each in given.items():
         kind = each.WhichOneof("parameter_choice")
@@ -124,7 +123,7 @@ def _written(response: InferResponse) -> list[Buffer]:
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         data = tensor.data.view if isinstance(tensor.data, SharedBytes) else tensor.data
-        raw += field(_RAW_OUTPUTS, _size(data)), data
+        raw += field(_RAW_OUTPUTS, tensor.nbytes), data
     return [message.SerializeToString(), *raw]
 
 
@@ -133,7 +132,7 @@ def in_stream(pieces: Sequence[Buffer]) -> list[Buffer]:
     last = _RESPONSE()
     last.parameters[_FINAL].bool_param = True
     end = last.SerializeToString()  # fields of one message may follow each other in any order
-    return [field(_IN_STREAM, sum(map(_size, pieces)) + len(end)), *pieces, end]
+    return [field(_IN_STREAM, sum(memoryview(each).nbytes for each in pieces) + len(end)), *pieces, end]
 
 
 def error_in_stream(error: ServingError, question: Question) -> bytes:
@@ -278,7 +277,3 @@ def _set_parameter(parameter: Any, given: Any) -> None:
         parameter.double_param = given
     else:
         parameter.string_param = str(given)
-
-
-def _size(data: Buffer) -> int:
-    return data.nbytes if isinstance(data, memoryview) else len(data)

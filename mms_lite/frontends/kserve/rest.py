@@ -289,11 +289,9 @@ _NOT_DONE = {
 }
 
 
-def protocol(
-    service: KServeService, limits: Limits, readers: json_bodies.Readers | None = None
-) -> KServeRest:
+def protocol(service: KServeService, limits: Limits, readers: json_bodies.Readers) -> KServeRest:
     """Return the protocol of an HTTP address, for paths that begin with /v2."""
-    return KServeRest(service, limits, readers or json_bodies.Readers())
+    return KServeRest(service, limits, readers)
 
 
 def spell(error: ServingError) -> HttpResponse:

@@ -49,6 +49,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
+MOST_PARAMETERS = 1000  # of a request
 _NOT_FOR_MODELS = frozenset(("timeout", "priority", "binary_data_output"))  # parameters that we act on
 _SCHEDULING: dict[str, tuple[type, ...]] = {
     "timeout": (int,),
@@ -57,7 +58,6 @@ _SCHEDULING: dict[str, tuple[type, ...]] = {
     "sequence_start": (bool,),
     "sequence_end": (bool,),
 }
-_MOST_PARAMETERS = 1000
 _MOST_ID = 1024  # characters: it goes into every line that is logged of the request
 _MOST_CHARACTERS = 64 << 10  # of the names and values of parameters together
 _NO_LIMIT_US = 10**13  # four months: whoever says more means no limit
@@ -381,19 +381,21 @@ def _check_parameters(parameters: Mapping[str, Any]) -> None:
     Raises:
         InvalidRequest: they are not.
     """
-    if len(parameters) > _MOST_PARAMETERS:
-        raise InvalidRequest(f"a request has at most {_MOST_PARAMETERS} parameters")
+    if len(parameters) > MOST_PARAMETERS:
+        raise InvalidRequest(f"a request has at most {MOST_PARAMETERS} parameters")
     size = 0
     for name, value in parameters.items():
         if name in _NOT_FOR_MODELS:
             continue
         kind = type(value)
         if kind not in (str, int, float, bool):
-            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is no text, number or boolean")
+            raise InvalidRequest(
+                f"Unable to parse 'parameters': '{shown(name)}' is no text, number or boolean"
+            )
         if kind is float and not math.isfinite(value):
-            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is no finite number")
+            raise InvalidRequest(f"Unable to parse 'parameters': '{shown(name)}' is no finite number")
         if kind is int and not -(2**63) <= value < 2**64:
-            raise InvalidRequest(f"Unable to parse 'parameters': '{name[:80]}' is beyond 64 bits")
+            raise InvalidRequest(f"Unable to parse 'parameters': '{shown(name)}' is beyond 64 bits")
         size += len(name) + (len(value) if kind is str else 8)
     if size > _MOST_CHARACTERS:
         raise InvalidRequest(f"the parameters of a request have at most {_MOST_CHARACTERS} characters")

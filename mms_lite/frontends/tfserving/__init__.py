@@ -16,8 +16,6 @@ from mms_lite.frontends.tfserving.rest import RestProtocol
 __all__ = ["paths", "protocol"]
 
 
-def protocol(
-    engine: Engine, authorise: Callable[[HttpRequest], None], readers: Readers | None = None
-) -> RestProtocol:
+def protocol(engine: Engine, authorise: Callable[[HttpRequest], None], readers: Readers) -> RestProtocol:
     """Return the protocol over HTTP; `authorise` raises Unauthorized or Forbidden for who may not reload."""
-    return RestProtocol(engine, authorise, readers or Readers())
+    return RestProtocol(engine, authorise, readers)

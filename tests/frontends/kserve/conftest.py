@@ -11,6 +11,7 @@ import pytest
 from raw_http import Answer
 
 from mms_lite.engine.launcher import InlineLauncher
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.kserve import rest
 from mms_lite.frontends.kserve.service import KServeService
 from mms_lite.frontends.message import HttpRequest, Limits, split_target
@@ -106,7 +107,7 @@ Call = Callable[..., Awaitable[Answer]]
 @pytest.fixture
 def call(service: KServeService) -> Call:
     """Ask over HTTP, without a socket: `await call("POST", "/v2/...", body, ("Header", "value"))`."""
-    protocol = rest.protocol(service, LIMITS)
+    protocol = rest.protocol(service, LIMITS, Readers())
 
     async def ask(
         method: str,

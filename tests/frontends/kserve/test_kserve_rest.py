@@ -16,6 +16,7 @@ import pytest
 from raw_http import Answer, Client
 
 from mms_lite.errors import from_wire
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.kserve import rest
 from mms_lite.frontends.kserve.errors import ERRORS, grpc_status, http_status
 from mms_lite.frontends.message import Limits
@@ -391,7 +392,7 @@ def test_a_full_queue_tells_when_to_come_back() -> None:
 async def test_a_body_may_come_in_chunks_and_over_a_real_connection(
     service: Any, listen: Callable[..., Awaitable[int]], connect: Callable[..., Awaitable[Client]]
 ) -> None:
-    client = await connect(await listen(rest.protocol(service, Limits())))
+    client = await connect(await listen(rest.protocol(service, Limits(), Readers())))
     answer = await client.ask("POST", "/v2/models/double/infer", body_of())
     assert answer.json["outputs"][0]["data"] == [0.0, 2.0, 4.0, 6.0]
     body = body_of()
@@ -408,7 +409,7 @@ async def test_bodies_may_be_larger_than_those_of_the_mms_api(
     service: Any, listen: Callable[..., Awaitable[int]], connect: Callable[..., Awaitable[Client]]
 ) -> None:
     limits = {"max_request_size": 10, "max_tensor_request_size": 5000}
-    client = await connect(await listen(rest.protocol(service, Limits(**limits)), **limits))
+    client = await connect(await listen(rest.protocol(service, Limits(**limits), Readers()), **limits))
     assert (await client.ask("POST", "/v2/models/m/infer", body_of())).status == 404
     answer = await client.ask("POST", "/v2/models/m/infer", bytes(5001))
     assert answer.status == 413

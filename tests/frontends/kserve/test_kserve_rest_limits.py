@@ -15,6 +15,7 @@ import pytest
 from raw_http import Answer
 
 from mms_lite.frontends import json_bodies
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.kserve import codec, compression, rest
 from mms_lite.frontends.message import HttpRequest, HttpResponse, Limits
 from mms_lite.shared import Arena, SharedBytes
@@ -66,7 +67,7 @@ async def gate() -> AsyncIterator[Gate]:
 @pytest.fixture
 def ask(service: Any) -> Callable[..., Awaitable[HttpResponse]]:
     """Ask a protocol with these limits: `await ask("/v2/...", body, header)`."""
-    protocol = rest.protocol(service, LIMITS)
+    protocol = rest.protocol(service, LIMITS, Readers())
 
     async def ask(path: str, body: bytes | SharedBytes, *headers: tuple[str, str]) -> HttpResponse:
         whole = body if isinstance(body, SharedBytes) else bytearray(body)

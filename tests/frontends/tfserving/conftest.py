@@ -9,6 +9,7 @@ from raw_http import Answer
 from mms_lite.errors import Forbidden
 from mms_lite.frontends import tfserving
 from mms_lite.frontends.call import Call
+from mms_lite.frontends.json_bodies import Readers
 from mms_lite.frontends.message import HttpRequest, Limits, split_target
 from mms_lite.frontends.tfserving.grpc import services
 from mms_lite.protos import message
@@ -67,7 +68,7 @@ def rest(inline: Any) -> Callable[..., Awaitable[Answer]]:
     ) -> Answer:
         path, query = split_target(target)
         request = HttpRequest(method, path, "id-1", target, query, headers, bytearray(body), remote)
-        response = await tfserving.protocol(inline.engine, authorise).handle(request)
+        response = await tfserving.protocol(inline.engine, authorise, Readers()).handle(request)
         lower = {name.lower(): value for name, value in response.headers}
         return Answer(response.status, lower, b"".join(response.body), response.reason)
 

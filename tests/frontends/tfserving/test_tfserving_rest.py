@@ -26,7 +26,7 @@ from mms_lite.errors import (
     WorkerDied,
 )
 from mms_lite.frontends import tfserving
-from mms_lite.frontends.json_bodies import loads
+from mms_lite.frontends.json_bodies import Readers, loads
 from mms_lite.frontends.message import HttpRequest
 from mms_lite.frontends.tfserving.rest import spell
 from mms_lite.shared import Arena
@@ -332,7 +332,7 @@ async def test_a_body_that_is_being_read_keeps_its_place_when_the_client_leaves(
     place = memory.take(len(body))
     assert place is not None
     place.view[:] = body
-    protocol = tfserving.protocol(inline.engine, lambda _: None)
+    protocol = tfserving.protocol(inline.engine, lambda _: None, Readers())
     request = HttpRequest("POST", "/v1/models/m:predict", "id-1", body=place)
     asking = asyncio.ensure_future(protocol.handle(request))
     del request, place
